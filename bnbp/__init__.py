@@ -1,0 +1,37 @@
+"""Batch normalisation training operators for CPUs, and their gradient.
+
+The operators are nGraph's, under its names: :func:`batch_norm_training_backprop` is ``BatchNormTrainingBackprop``.
+"""
+
+try:
+    from . import _core as _core
+except ModuleNotFoundError as _error:
+    if _error.name not in ("bnbp._core", "bnbp._kernels"):
+        raise
+    raise ImportError(
+        "bnbp: the compiled core is missing. If this is the source folder, build it with `pip install -e .`, "
+        "or leave the folder to import an installed bnbp."
+    ) from None
+
+from . import reference
+from ._config import __version__, get_include, show_config
+from ._results import BatchNormTrainingBackpropResult, BatchNormTrainingResult
+from .ops import (
+    batch_norm_inference,
+    batch_norm_inference_backprop,
+    batch_norm_training,
+    batch_norm_training_backprop,
+)
+
+__all__ = [
+    "BatchNormTrainingBackpropResult",
+    "BatchNormTrainingResult",
+    "__version__",
+    "batch_norm_inference",
+    "batch_norm_inference_backprop",
+    "batch_norm_training",
+    "batch_norm_training_backprop",
+    "get_include",
+    "reference",
+    "show_config",
+]

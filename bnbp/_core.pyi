@@ -1,0 +1,17 @@
+"""The boundary to the compiled code; not public."""
+
+from collections.abc import Sequence
+from typing import Any
+
+kernels: object
+
+def run(
+    name: str,
+    inputs: tuple[Any, ...],
+    epsilon: float,
+    channel_axis: int,
+    output_mask: Sequence[bool] | None,
+    out: Sequence[Any] | None,
+    num_threads: int | None,
+) -> tuple[Any, ...]: ...
+def config() -> dict[str, Any]: ...

@@ -1,0 +1,267 @@
+"""The boundary: Python objects on one side, the C++ operators and the kernels on the other.
+
+Objects become arrays, arrays become `Tensor`s; the operator class checks them and says what the outputs are; those are
+taken from `out` or allocated; and the operator is evaluated without the GIL. No rule about values, types, shapes or
+memory is stated here, only what concerns Python objects.
+"""
+
+import operator
+import os
+
+import numpy as np
+
+from bnbp._kernels import kernels  # the capsule, which C++ callers import from here
+from bnbp._threads import default_num_threads
+
+from cpython.buffer cimport PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.limits cimport INT_MAX
+from libc.stdint cimport int64_t
+from libcpp cimport bool as cbool
+from libcpp.memory cimport unique_ptr
+from libcpp.string cimport string
+from libcpp.vector cimport vector
+
+from bnbp.kernels cimport BNBP_KERNELS_CAPSULE, bnbp_kernels
+
+
+cdef extern from "bnbp/batch_norm.hpp" namespace "bnbp" nogil:
+    """
+    // The C++ exception in flight becomes the Python exception of the same meaning.
+    static void raise_python() {
+        try {
+            throw;
+        } catch (const bnbp::TypeError& error) {
+            PyErr_SetString(PyExc_TypeError, error.what());
+        } catch (const bnbp::ValueError& error) {
+            PyErr_SetString(PyExc_ValueError, error.what());
+        } catch (const std::bad_alloc&) {
+            PyErr_NoMemory();
+        } catch (const std::exception& error) {
+            PyErr_SetString(PyExc_RuntimeError, error.what());
+        }
+    }
+
+    // The buffers of one call, given back when it ends, however it ends.
+    struct Buffers {
+        Py_buffer views[9];  // six inputs and three outputs
+        int count = 0;
+        ~Buffers() { while (count > 0) PyBuffer_Release(&views[--count]); }
+    };
+    """
+    void raise_python "::raise_python"()
+
+    cppclass Buffers "::Buffers":
+        Py_buffer* views
+        int count
+
+    enum class ElementType:
+        f32
+        f64
+        other
+
+    cppclass Tensor:
+        ElementType element_type
+        vector[int64_t] shape
+        void* data
+        vector[int64_t] strides
+        cbool writable
+        string type_name
+
+    void set_kernels(bnbp_kernels* table) except +raise_python
+
+
+cdef extern from "bnbp/batch_norm.hpp" namespace "bnbp::op" nogil:
+    cppclass BatchNormBase:
+        vector[Tensor] validate_and_infer_types(const vector[Tensor]& inputs) except +raise_python
+        void evaluate(const vector[Tensor]& outputs, const vector[Tensor]& inputs, int num_threads) except +raise_python
+
+    cppclass BatchNormTraining(BatchNormBase):
+        BatchNormTraining(double epsilon, int64_t channel_axis) except +raise_python
+
+    cppclass BatchNormTrainingBackprop(BatchNormBase):
+        BatchNormTrainingBackprop(double epsilon, int64_t channel_axis) except +raise_python
+
+    cppclass BatchNormInference(BatchNormBase):
+        BatchNormInference(double epsilon, int64_t channel_axis) except +raise_python
+
+    cppclass BatchNormInferenceBackprop(BatchNormBase):
+        BatchNormInferenceBackprop(double epsilon, int64_t channel_axis) except +raise_python
+
+
+cdef object ndarray = np.ndarray, empty = np.empty, float32 = np.dtype(np.float32), float64 = np.dtype(np.float64)
+cdef tuple INPUT_NAMES = ("input", "gamma", "beta", "mean", "variance", "normalized_delta")
+
+
+def run(str name, tuple inputs, epsilon, channel_axis, output_mask, out, num_threads):
+    """The outputs of the operator `name`, as a tuple."""
+    cdef unique_ptr[BatchNormBase] op
+    cdef vector[Tensor] tensors, inferred, outputs
+    cdef Buffers buffers
+    cdef int threads = threads_of(num_threads)
+    cdef Py_ssize_t k
+    op.reset(operator_of(name, epsilon_of(epsilon), axis_of(channel_axis)))
+
+    arrays = []
+    for k in range(len(inputs)):
+        arrays.append(array_of(INPUT_NAMES[k], inputs[k], arrays[0].dtype if k else None))
+        tensors.push_back(tensor_of(arrays[k], buffers))
+    inferred = op.get().validate_and_infer_types(tensors)
+
+    mask = mask_of(output_mask, inferred.size())
+    given = out_of(out, inferred.size())
+    results = []
+    for k in range(<Py_ssize_t> inferred.size()):
+        result = None
+        if mask[k]:
+            result = given[k]
+            if result is None:
+                result = empty(inferred[k].shape, float32 if inferred[k].element_type == ElementType.f32 else float64)
+        results.append(result)
+        outputs.push_back(tensor_of(result, buffers))
+    with nogil:
+        op.get().evaluate(outputs, tensors, threads)
+    return tuple(results)
+
+
+# ---------------------------------------------------------------- attributes
+
+cdef BatchNormBase* operator_of(str name, double epsilon, int64_t channel_axis) except NULL:
+    if name == "BatchNormTraining":
+        return new BatchNormTraining(epsilon, channel_axis)
+    if name == "BatchNormTrainingBackprop":
+        return new BatchNormTrainingBackprop(epsilon, channel_axis)
+    if name == "BatchNormInference":
+        return new BatchNormInference(epsilon, channel_axis)
+    if name == "BatchNormInferenceBackprop":
+        return new BatchNormInferenceBackprop(epsilon, channel_axis)
+    raise ValueError(f"name: expected an operator, got {name!r}")
+
+
+cdef double epsilon_of(epsilon) except? -1:
+    try:
+        return epsilon
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"epsilon: expected a finite number >= 0, got {epsilon!r}") from None
+
+
+cdef int64_t axis_of(channel_axis) except? -1:
+    try:
+        index = operator.index(channel_axis)
+    except TypeError:
+        raise TypeError(f"channel_axis: expected an integer, got {channel_axis!r}") from None
+    return max(min(index, INT_MAX), -INT_MAX)  # which no array has, so that the operator says so
+
+
+cdef int threads_of(num_threads) except? -1:
+    if num_threads is None:
+        return 0
+    try:
+        count = operator.index(num_threads)
+    except TypeError:
+        raise TypeError(f"num_threads: expected an integer or None, got {num_threads!r}") from None
+    if count < 1:
+        raise ValueError(f"num_threads: expected at least 1, got {count}")
+    return min(count, INT_MAX)
+
+
+# ---------------------------------------------------------------- tensors
+
+cdef object array_of(str name, value, dtype):
+    """An array of anything that has a buffer, `__array__` or `__dlpack__`, is a list of numbers, or is None.
+
+    A list has no type of its own and takes that of `input`; as the input itself it is float64.
+    """
+    if type(value) is ndarray or value is None:
+        return value
+    try:
+        if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+            return np.from_dlpack(value)
+        array = np.asarray(value)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise TypeError(f"{name}: expected an array, got {type(value).__name__}: {error}") from error
+    if isinstance(value, (list, tuple, int, float)) and array.dtype.kind in "iuf":
+        return array.astype(dtype or float64)
+    return array
+
+
+cdef Tensor tensor_of(array, Buffers& buffers) except *:
+    cdef Tensor tensor
+    cdef Py_buffer* view
+    cdef int axis
+    if array is None:
+        return tensor
+    dtype = array.dtype
+    if dtype is float32 or dtype == float32:
+        tensor.element_type = ElementType.f32
+    elif dtype is float64 or dtype == float64:
+        tensor.element_type = ElementType.f64
+    else:
+        tensor.element_type = ElementType.other
+        tensor.type_name = str(dtype).encode()
+        tensor.shape = array.shape
+        return tensor
+    view = &buffers.views[buffers.count]
+    PyObject_GetBuffer(array, view, PyBUF_STRIDES)
+    buffers.count += 1
+    tensor.data = view.buf
+    tensor.writable = not view.readonly
+    tensor.shape.assign(view.shape, view.shape + view.ndim)
+    tensor.strides.assign(view.strides, view.strides + view.ndim)
+    return tensor
+
+
+cdef tuple mask_of(output_mask, Py_ssize_t count):
+    if output_mask is None:
+        return (True,) * count
+    try:
+        mask = tuple(map(operator.index, output_mask))
+    except TypeError:
+        raise TypeError(f"output_mask: expected {count} booleans, got {output_mask!r}") from None
+    if len(mask) != count:
+        raise ValueError(f"output_mask: expected {count} booleans, got {len(mask)}")
+    return mask
+
+
+cdef tuple out_of(out, Py_ssize_t count):
+    if out is None:
+        return (None,) * count
+    if not isinstance(out, (tuple, list)):
+        raise TypeError(f"out: expected a tuple with an array or None for each output, got {type(out).__name__}")
+    if len(out) != count:
+        raise ValueError(f"out: expected {count} entries, an array or None for each output, got {len(out)}")
+    for k, array in enumerate(out):
+        if array is not None and not isinstance(array, ndarray):
+            raise TypeError(f"out[{k}]: expected a NumPy array or None, got {type(array).__name__}")
+    return tuple(out)
+
+
+# ---------------------------------------------------------------- the process
+
+cdef bnbp_kernels* table = <bnbp_kernels*> PyCapsule_GetPointer(kernels, BNBP_KERNELS_CAPSULE)
+set_kernels(table)
+table.default_num_threads, _threads_source = default_num_threads()
+
+
+def _after_fork():
+    """GNU OpenMP's threads are not in a forked child: a new team would wait for them for ever."""
+    if table.region_entered:
+        table.serial = 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def config():
+    """What `bnbp.show_config` says of the compiled part."""
+    return {
+        "isa": {"used": table.isa.decode(), "built": [table.isa.decode()]},
+        "openmp": {"enabled": table.openmp != 0, "version": table.openmp or None},
+        "threads": {
+            "default": 1 if table.serial else table.default_num_threads,
+            "source": "serial: forked after a parallel call" if table.serial else _threads_source,
+        },
+    }

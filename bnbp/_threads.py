@@ -1,0 +1,64 @@
+"""How many threads a call takes when it does not say."""
+
+import os
+import warnings
+from pathlib import Path
+
+__all__ = ["default_num_threads"]
+
+
+def default_num_threads() -> tuple[int, str]:
+    """The number of threads, and where it came from."""
+    for name in ("BNBP_NUM_THREADS", "OMP_NUM_THREADS"):
+        value = os.environ.get(name, "").strip()
+        if not value:
+            continue
+        first = value.split(",")[0].strip()  # OpenMP takes a list, a number for each level of nesting
+        if first.isdecimal() and 1 <= int(first) < 2**31:
+            return int(first), name
+        warnings.warn(f"{name}: expected a number of threads, got {value!r}; ignored", RuntimeWarning, stacklevel=2)
+    cpus, quota = _affinity(), _cgroup_quota()
+    if quota is not None and quota < cpus:
+        return quota, "cgroup quota"
+    return cpus, "CPUs this process may use"
+
+
+def _affinity() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cgroup_quota(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """CPUs' worth of time that the control group grants, rounded up; None where nothing limits it.
+
+    Version 2 has ``cpu.max`` ("quota period", or "max period"), version 1 two files. A limit of a parent group holds
+    for its children. Inside a container the group's own path is often not visible; its limit is then at the root.
+    """
+    quotas = []
+    try:
+        lines = proc.read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        base = root / "cpu" if controllers else root
+        folder = base / path.strip("/")
+        for group in (folder, *folder.parents):
+            if controllers:
+                quotas.append((_read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")))
+            else:
+                quotas.append(tuple((_read(group / "cpu.max") + " ").split(" ", 1)))
+            if group == base:
+                break
+    limits = [-(-int(quota) // int(period)) for quota, period in quotas if quota.isdecimal() and int(period or 0) > 0]
+    return max(min(limits), 1) if limits else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

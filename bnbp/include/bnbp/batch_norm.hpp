@@ -1,0 +1,700 @@
+/// \file
+/// \brief The batch normalisation operators for C++ callers, and the one place where their rules live.
+///
+/// The classes follow nGraph's: an operator holds its attributes, `validate_and_infer_types` checks the inputs
+/// and says what the outputs will be, `evaluate` computes them. bnbp's Python functions call these classes too,
+/// so both languages refuse the same things with the same words.
+///
+/// The kernels come from the installed Python package, through the table in kernels.h. Include `Python.h` before
+/// this header and call bnbp::import_kernels once, from an extension module or an embedded interpreter;
+/// `evaluate` itself needs no GIL. C++17.
+#ifndef BNBP_BATCH_NORM_HPP
+#define BNBP_BATCH_NORM_HPP
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <new>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bnbp/kernels.h"
+
+/// \brief Batch normalisation operators.
+namespace bnbp {
+
+/// \brief An argument has a type that the operator does not take. Python's `TypeError`.
+class TypeError : public std::invalid_argument {
+    using std::invalid_argument::invalid_argument;
+};
+
+/// \brief An argument has the right type and a value, shape or memory that the operator does not take. Python's
+/// `ValueError`.
+class ValueError : public std::invalid_argument {
+    using std::invalid_argument::invalid_argument;
+};
+
+/// \brief The type of a tensor's elements.
+enum class ElementType {
+    none,  ///< There is no tensor: an optional input left out, or an output not asked for.
+    f32,   ///< IEEE 754 binary32, NumPy's `float32`.
+    f64,   ///< IEEE 754 binary64, NumPy's `float64`.
+    other, ///< A type that no operator takes; Tensor::type_name says which.
+};
+
+/// \brief The lengths of a tensor's axes, outermost first.
+using Shape = std::vector<std::int64_t>;
+
+/// \brief The distances in bytes from one element to the next along each axis.
+using Strides = std::vector<std::int64_t>;
+
+/// \brief A view of a tensor that lives in somebody else's memory.
+///
+/// With `data` left null it is a type and a shape alone, which is all that
+/// op::BatchNormBase::validate_and_infer_types looks at. A default-constructed Tensor stands for "none".
+struct Tensor {
+    /// \brief The type of the elements.
+    ElementType element_type = ElementType::none;
+    /// \brief The lengths of the axes.
+    Shape shape;
+    /// \brief The first element; need not be aligned.
+    void* data = nullptr;
+    /// \brief Byte strides, of any sign; empty means C-contiguous.
+    Strides strides;
+    /// \brief Whether an operator may write to `data`.
+    bool writable = false;
+    /// \brief The name of a type that is ElementType::other, for the error message.
+    std::string type_name;
+
+    /// \brief No tensor.
+    Tensor() = default;
+    /// \brief A type and a shape without memory.
+    /// \param type the type of the elements
+    /// \param lengths the lengths of the axes
+    Tensor(ElementType type, Shape lengths) : element_type(type), shape(std::move(lengths)) {}
+    /// \brief A C-contiguous tensor that may be written to.
+    /// \param memory the first element
+    /// \param lengths the lengths of the axes
+    Tensor(float* memory, Shape lengths)
+        : element_type(ElementType::f32), shape(std::move(lengths)), data(memory), writable(true) {}
+    /// \copydoc Tensor(float*, Shape)
+    Tensor(double* memory, Shape lengths)
+        : element_type(ElementType::f64), shape(std::move(lengths)), data(memory), writable(true) {}
+    /// \brief A C-contiguous tensor that is only read.
+    /// \param memory the first element
+    /// \param lengths the lengths of the axes
+    Tensor(const float* memory, Shape lengths) : Tensor(const_cast<float*>(memory), std::move(lengths)) {
+        writable = false;
+    }
+    /// \copydoc Tensor(const float*, Shape)
+    Tensor(const double* memory, Shape lengths) : Tensor(const_cast<double*>(memory), std::move(lengths)) {
+        writable = false;
+    }
+
+    /// \brief Whether there is a tensor at all.
+    /// \return false for the tensor that stands for "none"
+    bool present() const { return element_type != ElementType::none; }
+};
+
+/// \cond internal
+namespace detail {
+
+inline bnbp_kernels*& kernel_table() {
+    static bnbp_kernels* table = nullptr;
+    return table;
+}
+
+inline std::int64_t item_size(ElementType type) { return type == ElementType::f32 ? 4 : 8; }
+
+inline std::string name_of(const Tensor& tensor) {
+    switch (tensor.element_type) {
+    case ElementType::none:
+        return "None";
+    case ElementType::f32:
+        return "float32";
+    case ElementType::f64:
+        return "float64";
+    case ElementType::other:
+        break;
+    }
+    return tensor.type_name.empty() ? "an unknown type" : tensor.type_name;
+}
+
+/// A shape as Python writes it: (), (3,), (4, 3, 2, 2).
+inline std::string text_of(const Shape& shape) {
+    std::string text = "(";
+    for (std::size_t axis = 0; axis < shape.size(); ++axis) {
+        text += (axis ? ", " : "") + std::to_string(shape[axis]);
+    }
+    return text + (shape.size() == 1 ? ",)" : ")");
+}
+
+inline std::int64_t product(Shape::const_iterator first, Shape::const_iterator last) {
+    return std::accumulate(first, last, std::int64_t{1}, std::multiplies<std::int64_t>());
+}
+
+inline bool is_empty(const Tensor& tensor) {
+    return std::find(tensor.shape.begin(), tensor.shape.end(), 0) != tensor.shape.end();
+}
+
+inline Strides contiguous_strides(const Tensor& tensor) {
+    Strides strides(tensor.shape.size());
+    std::int64_t step = item_size(tensor.element_type);
+    for (std::size_t axis = strides.size(); axis-- > 0; step *= tensor.shape[axis]) {
+        strides[axis] = step;
+    }
+    return strides;
+}
+
+inline Strides strides_of(const Tensor& tensor) {
+    return tensor.strides.empty() ? contiguous_strides(tensor) : tensor.strides;
+}
+
+/// Whether the elements lie in C order without gaps; the stride of an axis of length 1 says nothing.
+inline bool is_contiguous(const Tensor& tensor) {
+    if (tensor.strides.empty() || is_empty(tensor)) {
+        return true;
+    }
+    std::int64_t step = item_size(tensor.element_type);
+    for (std::size_t axis = tensor.shape.size(); axis-- > 0; step *= tensor.shape[axis]) {
+        if (tensor.shape[axis] != 1 && tensor.strides[axis] != step) {
+            return false;
+        }
+    }
+    return true;
+}
+
+inline bool is_aligned(const Tensor& tensor) {
+    return reinterpret_cast<std::uintptr_t>(tensor.data) % static_cast<std::uintptr_t>(item_size(tensor.element_type)) == 0;
+}
+
+/// The same element at the same place: an output that is an input, not one that merely overlaps it.
+inline bool is_same_memory(const Tensor& a, const Tensor& b) {
+    return a.data == b.data && a.element_type == b.element_type && a.shape == b.shape && strides_of(a) == strides_of(b);
+}
+
+/// Whether two tensors have a byte in common: whether `sum x_k step_k = target` has a solution with
+/// `0 <= x_k <= most_k`, which is a bounded Diophantine equation. What is left of the target is cut off at every
+/// step by the largest sum and by the common divisor of the remaining terms, so that the strides of real arrays
+/// need a few dozen steps. Past the budget the answer is the cautious one.
+class Overlap {
+public:
+    static bool between(const Tensor& a, const Tensor& b) {
+        if (!a.present() || !b.present() || is_empty(a) || is_empty(b)) {
+            return false;
+        }
+        Overlap search;
+        std::int64_t reach_a = 0, reach_b = 0;
+        const std::int64_t low_a = search.add(a, reach_a), low_b = search.add(b, reach_b);
+        // low_a + (a's offset) = low_b + reach_b - (b's offset, counted down)
+        return search.solve(low_b - low_a + reach_b);
+    }
+
+private:
+    struct Term {
+        std::int64_t step, most, reach, divisor; // the last two: of this term and all after it
+    };
+    std::vector<Term> terms_;
+    int budget_ = 100000;
+
+    std::int64_t add(const Tensor& tensor, std::int64_t& reach) {
+        std::int64_t low = static_cast<std::int64_t>(reinterpret_cast<std::intptr_t>(tensor.data));
+        const Strides strides = strides_of(tensor);
+        for (std::size_t axis = 0; axis < strides.size(); ++axis) {
+            const std::int64_t most = tensor.shape[axis] - 1, step = std::abs(strides[axis]);
+            low += std::min<std::int64_t>(strides[axis], 0) * most;
+            reach += step * most;
+            if (step * most != 0) {
+                terms_.push_back({step, most, 0, 0});
+            }
+        }
+        terms_.push_back({1, item_size(tensor.element_type) - 1, 0, 0});
+        reach += terms_.back().most;
+        return low;
+    }
+
+    bool solve(std::int64_t target) {
+        std::sort(terms_.begin(), terms_.end(), [](const Term& a, const Term& b) { return a.step > b.step; });
+        std::vector<Term> merged;
+        for (const Term& term : terms_) {
+            if (!merged.empty() && merged.back().step == term.step) {
+                merged.back().most += term.most;
+            } else {
+                merged.push_back(term);
+            }
+        }
+        terms_ = std::move(merged);
+        std::int64_t reach = 0, divisor = 0;
+        for (std::size_t k = terms_.size(); k-- > 0;) {
+            terms_[k].reach = reach += terms_[k].step * terms_[k].most;
+            terms_[k].divisor = divisor = std::gcd(divisor, terms_[k].step);
+        }
+        return target >= 0 && solve_from(0, target);
+    }
+
+    bool solve_from(std::size_t k, std::int64_t target) {
+        if (target == 0 || --budget_ < 0) {
+            return true;
+        }
+        if (k == terms_.size() || target > terms_[k].reach || target % terms_[k].divisor != 0) {
+            return false;
+        }
+        const Term& term = terms_[k];
+        const std::int64_t rest = term.reach - term.step * term.most;
+        const std::int64_t least = target > rest ? (target - rest + term.step - 1) / term.step : 0;
+        for (std::int64_t x = std::min(term.most, target / term.step); x >= least; --x) {
+            if (solve_from(k + 1, target - x * term.step)) {
+                return true;
+            }
+        }
+        return false;
+    }
+};
+
+/// A tensor's memory as the kernels take it, C-contiguous and aligned: the tensor's own, or a copy.
+class Packed {
+public:
+    explicit Packed(const Tensor& tensor) : tensor_(tensor) {
+        if (tensor.present() && !(is_contiguous(tensor) && is_aligned(tensor))) {
+            copy_.resize(static_cast<std::size_t>(product(tensor.shape.begin(), tensor.shape.end()) *
+                                                  item_size(tensor.element_type)));
+        }
+    }
+    void* data() { return copy_.empty() ? tensor_.data : copy_.data(); }
+    void read() { walk(true); }
+    void write() { walk(false); }
+
+private:
+    const Tensor& tensor_;
+    std::vector<char> copy_; // of operator new, so aligned for every element type
+
+    void walk(bool reading) {
+        if (!copy_.empty()) {
+            char* packed = copy_.data();
+            walk(reading, 0, static_cast<char*>(tensor_.data), packed);
+        }
+    }
+    void walk(bool reading, std::size_t axis, char* strided, char*& packed) {
+        if (axis == tensor_.shape.size()) {
+            const std::size_t size = static_cast<std::size_t>(item_size(tensor_.element_type));
+            std::memcpy(reading ? packed : strided, reading ? strided : packed, size);
+            packed += size;
+            return;
+        }
+        const std::int64_t stride = strides_of(tensor_)[axis];
+        for (std::int64_t i = 0; i < tensor_.shape[axis]; ++i) {
+            walk(reading, axis + 1, strided + i * stride, packed);
+        }
+    }
+};
+
+/// What an operand must look like.
+enum class Role {
+    input,       ///< the tensor that sets type, shape and channels
+    like_input,  ///< a tensor of the input's type and shape
+    parameter,   ///< a vector with a value for each channel, or none
+    statistic,   ///< a vector with a value for each channel
+};
+
+struct InputSpec {
+    const char* name;
+    Role role;
+    const void* bnbp_arguments::*slot;
+};
+
+struct OutputSpec {
+    const char* name;
+    Role role;
+    void* bnbp_arguments::*slot;
+};
+
+/// All that tells one operator from another.
+struct Signature {
+    const char* name;
+    std::vector<InputSpec> inputs;
+    std::vector<OutputSpec> outputs;
+    bnbp_kernel bnbp_kernels::*kernel;
+
+    /// Every operator's inputs are the first few of one list.
+    Signature(const char* op, std::ptrdiff_t input_count, std::vector<OutputSpec> results, bnbp_kernel bnbp_kernels::*run)
+        : name(op), outputs(std::move(results)), kernel(run) {
+        using A = bnbp_arguments;
+        static const std::vector<InputSpec> all{{"input", Role::input, &A::input},
+                                                {"gamma", Role::parameter, &A::gamma},
+                                                {"beta", Role::parameter, &A::beta},
+                                                {"mean", Role::statistic, &A::mean},
+                                                {"variance", Role::statistic, &A::variance},
+                                                {"normalized_delta", Role::like_input, &A::normalized_delta}};
+        inputs.assign(all.begin(), all.begin() + input_count);
+    }
+};
+
+inline const Signature& training_signature() {
+    using A = bnbp_arguments;
+    static const Signature signature{"BatchNormTraining",
+                                     3,
+                                     {{"normalized", Role::like_input, &A::normalized},
+                                      {"batch_mean", Role::statistic, &A::batch_mean},
+                                      {"batch_variance", Role::statistic, &A::batch_variance}},
+                                     &bnbp_kernels::training};
+    return signature;
+}
+
+inline const Signature& inference_signature() {
+    static const Signature signature{
+        "BatchNormInference", 5, {{"normalized", Role::like_input, &bnbp_arguments::normalized}}, &bnbp_kernels::inference};
+    return signature;
+}
+
+inline Signature backprop_signature(const char* name, bnbp_kernel bnbp_kernels::*kernel) {
+    using A = bnbp_arguments;
+    return {name,
+            6,
+            {{"input_delta", Role::like_input, &A::input_delta},
+             {"gamma_delta", Role::statistic, &A::gamma_delta},
+             {"beta_delta", Role::statistic, &A::beta_delta}},
+            kernel};
+}
+
+inline const Signature& training_backprop_signature() {
+    static const Signature signature = backprop_signature("BatchNormTrainingBackprop", &bnbp_kernels::training_backprop);
+    return signature;
+}
+
+inline const Signature& inference_backprop_signature() {
+    static const Signature signature = backprop_signature("BatchNormInferenceBackprop", &bnbp_kernels::inference_backprop);
+    return signature;
+}
+
+} // namespace detail
+/// \endcond
+
+/// \brief Tells bnbp where the kernels are. import_kernels does it for you.
+/// \param table the table to call through; it must stay alive
+/// \throws std::runtime_error if the table is of another version than this header
+inline void set_kernels(bnbp_kernels* table) {
+    if (table->abi != BNBP_KERNELS_ABI) {
+        throw std::runtime_error("bnbp: the installed kernels have version " + std::to_string(table->abi) +
+                                 " of the function table, this program was compiled for version " +
+                                 std::to_string(BNBP_KERNELS_ABI) + "; compile it again");
+    }
+    detail::kernel_table() = table;
+}
+
+#ifdef Py_PYTHON_H
+/// \brief Imports the Python package `bnbp` and takes its kernels. Needs `Python.h` included first, and the GIL.
+/// \return true, or false with a Python exception set
+inline bool import_kernels() {
+    // PyCapsule_Import would do, but it reports a missing package as a missing attribute.
+    PyObject* core = PyImport_ImportModule("bnbp._core");
+    PyObject* capsule = core ? PyObject_GetAttrString(core, "kernels") : nullptr;
+    void* table = capsule ? PyCapsule_GetPointer(capsule, BNBP_KERNELS_CAPSULE) : nullptr;
+    Py_XDECREF(capsule);
+    Py_XDECREF(core); // the table is static memory of an extension module, which Python never unloads
+    if (!table) {
+        return false;
+    }
+    try {
+        set_kernels(static_cast<bnbp_kernels*>(table));
+    } catch (const std::exception& error) {
+        PyErr_SetString(PyExc_ImportError, error.what());
+        return false;
+    }
+    return true;
+}
+#endif
+
+/// \brief The operators.
+namespace op {
+
+/// \brief What the operators share: the attributes, the rules and the way to the kernels.
+///
+/// Tensors are passed in the order of the operator's tables. Let C be the length of the channel axis of `input`;
+/// `input` and `normalized_delta` have one type and shape, everything per channel has the shape (C) and the type
+/// of `input`.
+class BatchNormBase {
+public:
+    virtual ~BatchNormBase() = default;
+
+    /// \brief The value added to the variance before the square root.
+    /// \return the attribute `epsilon`
+    double get_eps_value() const { return epsilon_; }
+
+    /// \brief Sets the value added to the variance before the square root.
+    /// \param epsilon a finite number >= 0
+    /// \throws ValueError for any other number
+    void set_eps_value(double epsilon) {
+        if (!(std::isfinite(epsilon) && epsilon >= 0)) {
+            char text[32];
+            std::snprintf(text, sizeof text, "%g", epsilon);
+            throw ValueError(std::string("epsilon: expected a finite number >= 0, got ") + text);
+        }
+        epsilon_ = epsilon;
+    }
+
+    /// \brief The axis that the channels are on.
+    /// \return the attribute `channel_axis`, as it was set
+    std::int64_t get_channel_axis() const { return channel_axis_; }
+
+    /// \brief Sets the axis that the channels are on.
+    /// \param channel_axis from -rank to rank - 1 of the input that will come; negative ones count from the end
+    void set_channel_axis(std::int64_t channel_axis) { channel_axis_ = channel_axis; }
+
+    /// \brief The operator's name.
+    /// \return for example "BatchNormTrainingBackprop"
+    const char* get_type_name() const { return signature_->name; }
+
+    /// \brief Checks the inputs and says what the outputs will be.
+    /// \param inputs the inputs in the operator's order; only types and shapes are looked at
+    /// \return the types and shapes of the outputs in the operator's order, without memory
+    /// \throws TypeError if an input's element type is not one the operator takes
+    /// \throws ValueError if a rank, a shape, the channel axis or the number of inputs is wrong
+    std::vector<Tensor> validate_and_infer_types(const std::vector<Tensor>& inputs) const {
+        check_count("inputs", signature_->inputs.size(), inputs.size());
+        const Tensor& input = inputs[0];
+        if (input.element_type != ElementType::f32 && input.element_type != ElementType::f64) {
+            throw TypeError("input: expected float32 or float64, got " + detail::name_of(input));
+        }
+        const std::int64_t channels = input.shape[channel_axis_of(input)];
+        if (channels < 1) {
+            throw ValueError("input: expected at least 1 channel on axis " + std::to_string(channel_axis_) + ", got shape " +
+                             detail::text_of(input.shape));
+        }
+        for (std::size_t k = 1; k < inputs.size(); ++k) {
+            const detail::InputSpec& spec = signature_->inputs[k];
+            if (inputs[k].present() || spec.role != detail::Role::parameter) {
+                check(spec.name, spec.role, inputs[k], input, channels);
+            }
+        }
+        std::vector<Tensor> outputs;
+        for (const detail::OutputSpec& spec : signature_->outputs) {
+            outputs.emplace_back(input.element_type, spec.role == detail::Role::like_input ? input.shape : Shape{channels});
+        }
+        return outputs;
+    }
+
+    /// \brief Computes the outputs.
+    ///
+    /// Everything is checked before the first write: a call that throws has changed nothing. The first output may
+    /// be the very memory of `input` or of `normalized_delta`. Needs no GIL; many threads may call at once.
+    /// \param outputs where to write, in the operator's order; a default-constructed Tensor is not computed
+    /// \param inputs the inputs in the operator's order; `gamma` and `beta` may be default-constructed Tensors,
+    ///        which stand for ones and zeros
+    /// \param num_threads upper limit of the number of threads; 0 takes the default found when bnbp was imported
+    /// \throws TypeError, ValueError as validate_and_infer_types, and for outputs that do not fit, are read-only, or
+    ///         overlap an input or each other
+    /// \throws std::bad_alloc if there is no memory for the workspace
+    /// \throws std::logic_error if import_kernels was not called
+    void evaluate(const std::vector<Tensor>& outputs, const std::vector<Tensor>& inputs, int num_threads = 0) const {
+        const bnbp_kernels* kernels = detail::kernel_table();
+        if (!kernels) {
+            throw std::logic_error("bnbp: call bnbp::import_kernels() before evaluate()");
+        }
+        if (num_threads < 0) {
+            throw ValueError("num_threads: expected at least 1, got " + std::to_string(num_threads));
+        }
+        check_outputs(outputs, inputs);
+
+        const Tensor& input = inputs[0];
+        const auto axis = input.shape.begin() + static_cast<std::ptrdiff_t>(channel_axis_of(input));
+        bnbp_arguments arguments{};
+        arguments.type = input.element_type == ElementType::f32 ? BNBP_F32 : BNBP_F64;
+        arguments.c = static_cast<std::ptrdiff_t>(*axis);
+        if (!detail::is_empty(input)) { // otherwise n = s = 0, whatever the other axes' product would overflow to
+            arguments.n = static_cast<std::ptrdiff_t>(detail::product(input.shape.begin(), axis));
+            arguments.s = static_cast<std::ptrdiff_t>(detail::product(axis + 1, input.shape.end()));
+        }
+        arguments.epsilon = epsilon_;
+        arguments.num_threads = num_threads ? num_threads : kernels->default_num_threads;
+
+        std::vector<detail::Packed> packed_inputs(inputs.begin(), inputs.end());
+        std::vector<detail::Packed> packed_outputs(outputs.begin(), outputs.end());
+        for (std::size_t k = 0; k < inputs.size(); ++k) {
+            packed_inputs[k].read();
+            arguments.*(signature_->inputs[k].slot) = packed_inputs[k].data();
+        }
+        for (std::size_t k = 0; k < outputs.size(); ++k) {
+            arguments.*(signature_->outputs[k].slot) = packed_outputs[k].data();
+        }
+        if ((kernels->*(signature_->kernel))(&arguments) == BNBP_NO_MEMORY) {
+            throw std::bad_alloc();
+        }
+        for (detail::Packed& output : packed_outputs) {
+            output.write();
+        }
+    }
+
+protected:
+    /// \cond internal
+    BatchNormBase(const detail::Signature& signature, double epsilon, std::int64_t channel_axis)
+        : signature_(&signature), channel_axis_(channel_axis) {
+        set_eps_value(epsilon);
+    }
+    /// \endcond
+
+private:
+    const detail::Signature* signature_;
+    double epsilon_ = 0;
+    std::int64_t channel_axis_;
+
+    void check_count(const char* what, std::size_t expected, std::size_t got) const {
+        if (got != expected) {
+            throw ValueError(std::string(signature_->name) + ": expected " + std::to_string(expected) + " " + what + ", got " +
+                             std::to_string(got));
+        }
+    }
+
+    std::size_t channel_axis_of(const Tensor& input) const {
+        const std::int64_t rank = static_cast<std::int64_t>(input.shape.size());
+        if (rank < 2) {
+            throw ValueError("input: expected at least 2 axes, got shape " + detail::text_of(input.shape));
+        }
+        if (channel_axis_ < -rank || channel_axis_ >= rank) {
+            throw ValueError("channel_axis: expected " + std::to_string(-rank) + " to " + std::to_string(rank - 1) +
+                             " for the axes of input " + detail::text_of(input.shape) + ", got " + std::to_string(channel_axis_));
+        }
+        return static_cast<std::size_t>(channel_axis_ < 0 ? channel_axis_ + rank : channel_axis_);
+    }
+
+    /// An operand against the input that sets its type and shape.
+    static void check(const std::string& name, detail::Role role, const Tensor& tensor, const Tensor& input,
+                      std::int64_t channels) {
+        if (tensor.element_type != input.element_type) {
+            throw TypeError(name + ": expected " + detail::name_of(input) + ", the type of input, got " +
+                            detail::name_of(tensor));
+        }
+        const bool like_input = role == detail::Role::like_input;
+        const Shape expected = like_input ? input.shape : Shape{channels};
+        if (tensor.shape != expected) {
+            throw ValueError(name + ": expected shape " + detail::text_of(expected) +
+                             (like_input ? ", that of input,"
+                                         : " for the " + std::to_string(channels) + " channels of input " +
+                                               detail::text_of(input.shape) + ",") +
+                             " got " + detail::text_of(tensor.shape));
+        }
+    }
+
+    /// What only a C++ caller can get wrong.
+    static void check_memory(const std::string& name, const Tensor& tensor) {
+        if (!tensor.strides.empty() && tensor.strides.size() != tensor.shape.size()) {
+            throw ValueError(name + ": expected a stride for each of the " + std::to_string(tensor.shape.size()) +
+                             " axes, got " + std::to_string(tensor.strides.size()));
+        }
+        if (std::any_of(tensor.shape.begin(), tensor.shape.end(), [](std::int64_t length) { return length < 0; })) {
+            throw ValueError(name + ": expected lengths >= 0, got shape " + detail::text_of(tensor.shape));
+        }
+        if (tensor.present() && !tensor.data && !detail::is_empty(tensor)) {
+            throw ValueError(name + ": expected data, got a null pointer");
+        }
+    }
+
+    std::string output_name(std::size_t k) const {
+        return "out[" + std::to_string(k) + "] (" + signature_->outputs[k].name + ")";
+    }
+
+    void check_outputs(const std::vector<Tensor>& outputs, const std::vector<Tensor>& inputs) const {
+        validate_and_infer_types(inputs);
+        check_count("outputs", signature_->outputs.size(), outputs.size());
+        for (std::size_t i = 0; i < inputs.size(); ++i) {
+            check_memory(signature_->inputs[i].name, inputs[i]);
+        }
+        const Tensor& input = inputs[0];
+        const std::int64_t channels = input.shape[channel_axis_of(input)];
+        for (std::size_t k = 0; k < outputs.size(); ++k) {
+            if (!outputs[k].present()) {
+                continue;
+            }
+            check(output_name(k), signature_->outputs[k].role, outputs[k], input, channels);
+            check_memory(output_name(k), outputs[k]);
+            if (!outputs[k].writable) {
+                throw ValueError(output_name(k) + ": expected memory that can be written to, got read-only memory");
+            }
+            for (std::size_t i = 0; i < inputs.size(); ++i) {
+                if (detail::Overlap::between(outputs[k], inputs[i]) &&
+                    !(k == 0 && detail::is_same_memory(outputs[k], inputs[i]))) {
+                    throw ValueError(output_name(k) + ": expected memory of its own" +
+                                     (k == 0 ? ", or all of an input of the same shape" : "") + ", got memory that overlaps " +
+                                     signature_->inputs[i].name);
+                }
+            }
+            for (std::size_t j = 0; j < k; ++j) {
+                if (detail::Overlap::between(outputs[k], outputs[j])) {
+                    throw ValueError(output_name(k) + ": expected memory of its own, got memory that overlaps " +
+                                     output_name(j));
+                }
+            }
+        }
+    }
+};
+
+/// \brief Normalises a batch with its own mean and variance.
+///
+/// | Inputs | Shape | Outputs | Shape |
+/// |---|---|---|---|
+/// | `input` | (., C, ...) | `normalized` | that of `input` |
+/// | `gamma`, or none for ones | (C) | `batch_mean` | (C) |
+/// | `beta`, or none for zeros | (C) | `batch_variance`, biased | (C) |
+class BatchNormTraining : public BatchNormBase {
+public:
+    /// \brief The operator with its attributes.
+    /// \param epsilon added to the variance before the square root; finite and >= 0
+    /// \param channel_axis the axis of `input` that the channels are on; negative ones count from the end
+    /// \throws ValueError if epsilon is negative, infinite or not a number
+    explicit BatchNormTraining(double epsilon = 1e-5, std::int64_t channel_axis = 1)
+        : BatchNormBase(detail::training_signature(), epsilon, channel_axis) {}
+};
+
+/// \brief The gradient of BatchNormTraining, through the batch's mean and variance as well.
+///
+/// | Inputs | Shape | Outputs | Shape |
+/// |---|---|---|---|
+/// | `input` | (., C, ...) | `input_delta` | that of `input` |
+/// | `gamma`, or none for ones | (C) | `gamma_delta` | (C) |
+/// | `beta`, or none; not used | (C) | `beta_delta` | (C) |
+/// | `mean`, as BatchNormTraining gave it | (C) | | |
+/// | `variance`, likewise | (C) | | |
+/// | `normalized_delta` | that of `input` | | |
+class BatchNormTrainingBackprop : public BatchNormBase {
+public:
+    /// \copydoc BatchNormTraining::BatchNormTraining
+    explicit BatchNormTrainingBackprop(double epsilon = 1e-5, std::int64_t channel_axis = 1)
+        : BatchNormBase(detail::training_backprop_signature(), epsilon, channel_axis) {}
+};
+
+/// \brief Normalises with a mean and a variance that are given.
+///
+/// | Inputs | Shape | Outputs | Shape |
+/// |---|---|---|---|
+/// | `input` | (., C, ...) | `normalized` | that of `input` |
+/// | `gamma`, or none for ones | (C) | | |
+/// | `beta`, or none for zeros | (C) | | |
+/// | `mean` | (C) | | |
+/// | `variance` | (C) | | |
+class BatchNormInference : public BatchNormBase {
+public:
+    /// \copydoc BatchNormTraining::BatchNormTraining
+    explicit BatchNormInference(double epsilon = 1e-5, std::int64_t channel_axis = 1)
+        : BatchNormBase(detail::inference_signature(), epsilon, channel_axis) {}
+};
+
+/// \brief The gradient of BatchNormInference: `mean` and `variance` are constants.
+///
+/// Inputs and outputs are those of BatchNormTrainingBackprop. nGraph has no such operator; fine-tuning with frozen
+/// statistics needs it.
+class BatchNormInferenceBackprop : public BatchNormBase {
+public:
+    /// \copydoc BatchNormTraining::BatchNormTraining
+    explicit BatchNormInferenceBackprop(double epsilon = 1e-5, std::int64_t channel_axis = 1)
+        : BatchNormBase(detail::inference_backprop_signature(), epsilon, channel_axis) {}
+};
+
+} // namespace op
+} // namespace bnbp
+
+#endif // BNBP_BATCH_NORM_HPP

@@ -1,0 +1,86 @@
+/**
+ * \file
+ * \brief The C function table of bnbp's compiled kernels.
+ *
+ * The table is how code that is not Python reaches the kernels: `bnbp._core` exports it as a capsule, the
+ * operator classes in batch_norm.hpp call through it. Nothing is checked at this level; the classes are where
+ * the rules are.
+ */
+#ifndef BNBP_KERNELS_H
+#define BNBP_KERNELS_H
+
+#include <stddef.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/** Version of the structures below. A table of another version is refused at import. */
+#define BNBP_KERNELS_ABI 1
+
+/** Name of the capsule that holds a `bnbp_kernels *`. */
+#define BNBP_KERNELS_CAPSULE "bnbp._core.kernels"
+
+/** The element types the kernels know. */
+typedef enum bnbp_type {
+    BNBP_F32 = 0, /**< IEEE 754 binary32. */
+    BNBP_F64 = 1  /**< IEEE 754 binary64. */
+} bnbp_type;
+
+/** What a kernel returns. */
+typedef enum bnbp_status {
+    BNBP_OK = 0,       /**< Every output that was asked for is written. */
+    BNBP_NO_MEMORY = 1 /**< The workspace could not be allocated; no output was written. */
+} bnbp_status;
+
+/**
+ * The operands of one call, under the operator's names.
+ *
+ * Tensors are C-contiguous with every axis before the channel axis folded into `n` and every axis after it into
+ * `s`; parameters and statistics are vectors of length `c`. All have the element type `type`. An operand that
+ * the kernel does not use is ignored. A null `gamma` stands for ones, a null `beta` for zeros; a null output is
+ * not computed. `input_delta` and `normalized` may be the very memory of `input` or `normalized_delta`.
+ */
+typedef struct bnbp_arguments {
+    bnbp_type type;               /**< Element type of every operand. */
+    ptrdiff_t n;                  /**< Product of the axes before the channel axis. */
+    ptrdiff_t c;                  /**< Number of channels. */
+    ptrdiff_t s;                  /**< Product of the axes after the channel axis. */
+    double epsilon;               /**< Added to the variance; finite and >= 0. */
+    int num_threads;              /**< Upper limit of the team's size; >= 1. */
+    const void *input;            /**< (n, c, s) */
+    const void *gamma;            /**< (c), or null */
+    const void *beta;             /**< (c), or null */
+    const void *mean;             /**< (c) */
+    const void *variance;         /**< (c) */
+    const void *normalized_delta; /**< (n, c, s) */
+    void *normalized;             /**< (n, c, s), or null */
+    void *batch_mean;             /**< (c), or null */
+    void *batch_variance;         /**< (c), or null */
+    void *input_delta;            /**< (n, c, s), or null */
+    void *gamma_delta;            /**< (c), or null */
+    void *beta_delta;             /**< (c), or null */
+} bnbp_arguments;
+
+/** An operator's kernel. It needs no GIL and may be called from many threads at once. */
+typedef bnbp_status (*bnbp_kernel)(const bnbp_arguments *arguments);
+
+/** The table: which build of the kernels this is, and one kernel for each operator. */
+typedef struct bnbp_kernels {
+    int abi;                         /**< #BNBP_KERNELS_ABI of the build. */
+    const char *isa;                 /**< Instruction set that the kernels were compiled for. */
+    int openmp;                      /**< The compiler's `_OPENMP` (a year and month), 0 for a serial build. */
+    int default_num_threads;         /**< Used where a caller asks for 0 threads; set when bnbp is imported. */
+    int region_entered;              /**< 1 once this process has started a team of more than one thread. */
+    int serial;                      /**< 1 in a child forked after that: a new team would hang there. */
+    bnbp_kernel training;            /**< BatchNormTraining */
+    bnbp_kernel training_backprop;   /**< BatchNormTrainingBackprop */
+    bnbp_kernel inference;           /**< BatchNormInference */
+    bnbp_kernel inference_backprop;  /**< The gradient of BatchNormInference. */
+} bnbp_kernels;
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* BNBP_KERNELS_H */

@@ -1,0 +1,321 @@
+"""The operators: what each promises, and nothing else. The rules are in C++, the arithmetic in the kernels."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import _core
+from ._results import BatchNormTrainingBackpropResult, BatchNormTrainingResult
+
+__all__ = [
+    "batch_norm_inference",
+    "batch_norm_inference_backprop",
+    "batch_norm_training",
+    "batch_norm_training_backprop",
+]
+
+Array = NDArray[np.floating[Any]]
+
+
+def batch_norm_training(
+    input: ArrayLike,
+    gamma: ArrayLike | None,
+    beta: ArrayLike | None,
+    epsilon: float = 1e-5,
+    *,
+    channel_axis: int = 1,
+    out: Sequence[Array | None] | None = None,
+    num_threads: int | None = None,
+) -> BatchNormTrainingResult:
+    r"""Normalise each channel with its own mean and variance, then scale and shift it.
+
+    Over the :math:`m` elements of a channel,
+
+    .. math::
+
+       \mathtt{normalized}_i = \gamma \, \frac{\mathtt{input}_i - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta,
+       \qquad \mu = \frac1m \sum_i \mathtt{input}_i,
+       \qquad \sigma^2 = \frac1m \sum_i (\mathtt{input}_i - \mu)^2 .
+
+    Parameters
+    ----------
+    input : array_like, float32 or float64, shape (N, C, ...)
+        The batch. At least two axes; the channels, at least one, are on ``channel_axis``.
+    gamma, beta : array_like, shape (C,), type of `input`, or None
+        Scale and shift of each channel. None stands for ones and zeros.
+    epsilon : float, default 1e-5
+        Added to the variance before the square root; finite and not negative.
+    channel_axis : int, default 1
+        The axis of the channels; negative values count from the end. -1 is channels-last.
+    out : sequence of (ndarray or None), optional
+        An array, or None, for each output, such as an earlier result. ``out[0]`` may be `input` itself.
+    num_threads : int, optional
+        Upper limit of the number of threads. Left out: ``BNBP_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the
+        CPUs that the process may use. The result does not depend on it.
+
+    Returns
+    -------
+    BatchNormTrainingResult
+        Named tuple of ``normalized`` (shape and type of `input`), ``batch_mean`` and ``batch_variance`` (shape (C,),
+        type of `input`). The variance is the biased one, divided by :math:`m`; of an empty batch both are NaN.
+
+    Raises
+    ------
+    TypeError
+        If an element type is not accepted, or the types of two arguments do not match.
+    ValueError
+        If a shape, `epsilon`, `channel_axis`, `num_threads` or `out` is not acceptable.
+
+    Notes
+    -----
+    Arithmetic is in float64 for both types. Mean and sum of squared deviations are computed for blocks of the channel
+    about each block's own mean and merged [1]_, so nothing cancels: a constant channel has variance exactly 0.
+
+    References
+    ----------
+    .. [1] T. F. Chan, G. H. Golub, R. J. LeVeque, "Algorithms for computing the sample variance: analysis and
+       recommendations", The American Statistician 37 (1983), 242-247.
+
+    Examples
+    --------
+    >>> import numpy as np, bnbp
+    >>> x = np.array([[[1, 2], [5, 5]], [[3, 6], [5, 5]]], dtype=np.float32)  # N=2, C=2, two positions
+    >>> result = bnbp.batch_norm_training(x, gamma=[1, 2], beta=[0, 7], epsilon=0.5)
+    >>> result.batch_mean, result.batch_variance
+    (array([3., 5.], dtype=float32), array([3.5, 0. ], dtype=float32))
+    >>> result.normalized[:, 0]
+    array([[-1. , -0.5],
+           [ 0. ,  1.5]], dtype=float32)
+    """
+    return BatchNormTrainingResult(
+        *_core.run("BatchNormTraining", (input, gamma, beta), epsilon, channel_axis, None, out, num_threads)
+    )
+
+
+def batch_norm_training_backprop(
+    input: ArrayLike,
+    gamma: ArrayLike | None,
+    beta: ArrayLike | None,
+    mean: ArrayLike,
+    variance: ArrayLike,
+    normalized_delta: ArrayLike,
+    epsilon: float = 1e-5,
+    *,
+    channel_axis: int = 1,
+    output_mask: Sequence[bool] = (True, True, True),
+    out: Sequence[Array | None] | None = None,
+    num_threads: int | None = None,
+) -> BatchNormTrainingBackpropResult:
+    r"""Gradient of :func:`batch_norm_training`, through the batch's mean and variance as well.
+
+    With :math:`\mathtt{inv\_std} = 1 / \sqrt{\mathtt{variance} + \epsilon}` and
+    :math:`\hat x_i = (\mathtt{input}_i - \mathtt{mean}) \, \mathtt{inv\_std}`, over the :math:`m` elements of a channel,
+
+    .. math::
+
+       \mathtt{beta\_delta} &= \sum_i \mathtt{normalized\_delta}_i \\
+       \mathtt{gamma\_delta} &= \sum_i \mathtt{normalized\_delta}_i \, \hat x_i \\
+       \mathtt{input\_delta}_i &= \gamma \, \mathtt{inv\_std} \left( \mathtt{normalized\_delta}_i
+           - \frac{\mathtt{beta\_delta}}{m} - \hat x_i \, \frac{\mathtt{gamma\_delta}}{m} \right) .
+
+    Parameters
+    ----------
+    input : array_like, float32 or float64, shape (N, C, ...)
+        What :func:`batch_norm_training` was given. At least two axes; the channels are on ``channel_axis``.
+    gamma : array_like, shape (C,), type of `input`, or None
+        Scale of each channel. None stands for ones.
+    beta : array_like, shape (C,), type of `input`, or None
+        An input of the operator that takes no part in its arithmetic.
+    mean, variance : array_like, shape (C,), type of `input`
+        The batch's own mean and biased variance, as :func:`batch_norm_training` returned them.
+    normalized_delta : array_like, shape and type of `input`
+        Gradient of the loss with respect to the normalised output.
+    epsilon : float, default 1e-5
+        As in the forward operator; finite and not negative. A channel with ``variance + epsilon`` = 0 follows IEEE
+        arithmetic: its results are infinite or NaN, those of the other channels are not touched.
+    channel_axis : int, default 1
+        The axis of the channels; negative values count from the end. -1 is channels-last.
+    output_mask : sequence of three bool, default all True
+        Which outputs to compute. The others come back as None.
+    out : sequence of (ndarray or None), optional
+        An array, or None, for each output, such as an earlier result. ``out[0]`` may be `normalized_delta` itself
+        (in place) or `input` itself.
+    num_threads : int, optional
+        Upper limit of the number of threads. Left out: ``BNBP_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the
+        CPUs that the process may use. The result does not depend on it.
+
+    Returns
+    -------
+    BatchNormTrainingBackpropResult
+        Named tuple of ``input_delta`` (shape and type of `input`), ``gamma_delta`` and ``beta_delta`` (shape (C,),
+        type of `input`). For an empty batch the sums are 0; with one element in a channel, ``input_delta`` is
+        exactly 0, because the output does not depend on it.
+
+    Raises
+    ------
+    TypeError
+        If an element type is not accepted, or the types of two arguments do not match.
+    ValueError
+        If a shape, `epsilon`, `channel_axis`, `output_mask`, `num_threads` or `out` is not acceptable. Every check
+        comes before the first write.
+
+    Notes
+    -----
+    The gradient is that of S. Ioffe and C. Szegedy, "Batch normalization", 2015 (arXiv:1502.03167), section 3, in the
+    simplified form that the operator reference derives. Products and sums are in float64 for both types.
+
+    Examples
+    --------
+    >>> import numpy as np, bnbp
+    >>> x = np.array([[1.0], [2.0], [3.0], [6.0]])
+    >>> forward = bnbp.batch_norm_training(x, [2.0], None, epsilon=0.5)
+    >>> dy = np.array([[1.0], [0.0], [0.0], [1.0]])
+    >>> backward = bnbp.batch_norm_training_backprop(
+    ...     x, [2.0], None, forward.batch_mean, forward.batch_variance, dy, epsilon=0.5)
+    >>> backward.gamma_delta, backward.beta_delta
+    (array([0.5]), array([2.]))
+    >>> backward.input_delta.ravel()
+    array([ 0.625 , -0.4375, -0.5   ,  0.3125])
+    """
+    return BatchNormTrainingBackpropResult(
+        *_core.run(
+            "BatchNormTrainingBackprop",
+            (input, gamma, beta, mean, variance, normalized_delta),
+            epsilon,
+            channel_axis,
+            output_mask,
+            out,
+            num_threads,
+        )
+    )
+
+
+def batch_norm_inference(
+    input: ArrayLike,
+    gamma: ArrayLike | None,
+    beta: ArrayLike | None,
+    mean: ArrayLike,
+    variance: ArrayLike,
+    epsilon: float = 1e-5,
+    *,
+    channel_axis: int = 1,
+    out: Array | Sequence[Array | None] | None = None,
+    num_threads: int | None = None,
+) -> Array:
+    r"""Normalise each channel with a mean and a variance that are given, then scale and shift it.
+
+    .. math::
+
+       \mathtt{normalized}_i = \gamma \, \frac{\mathtt{input}_i - \mathtt{mean}}{\sqrt{\mathtt{variance} + \epsilon}}
+       + \beta
+
+    Parameters
+    ----------
+    input : array_like, float32 or float64, shape (N, C, ...)
+        At least two axes; the channels, at least one, are on ``channel_axis``.
+    gamma, beta : array_like, shape (C,), type of `input`, or None
+        Scale and shift of each channel. None stands for ones and zeros.
+    mean, variance : array_like, shape (C,), type of `input`
+        Statistics to normalise with, such as running averages gathered in training.
+    epsilon : float, default 1e-5
+        Added to the variance before the square root; finite and not negative.
+    channel_axis : int, default 1
+        The axis of the channels; negative values count from the end. -1 is channels-last.
+    out : ndarray, optional
+        Where to put the result; may be `input` itself. A sequence of one array or None is taken as well.
+    num_threads : int, optional
+        Upper limit of the number of threads. Left out: ``BNBP_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the
+        CPUs that the process may use. The result does not depend on it.
+
+    Returns
+    -------
+    ndarray
+        ``normalized``, with shape and type of `input`.
+
+    Raises
+    ------
+    TypeError
+        If an element type is not accepted, or the types of two arguments do not match.
+    ValueError
+        If a shape, `epsilon`, `channel_axis`, `num_threads` or `out` is not acceptable.
+
+    Notes
+    -----
+    The formula is that of nGraph's operator ``BatchNormInference``. Arithmetic is in float64 for both types.
+
+    Examples
+    --------
+    >>> import numpy as np, bnbp
+    >>> x = np.array([[1.0, 10.0], [3.0, 30.0]])
+    >>> bnbp.batch_norm_inference(x, None, [0, 100], mean=[2, 20], variance=[3, 24], epsilon=1.0)
+    array([[-0.5, 98. ],
+           [ 0.5, 102. ]])
+    """
+    outputs = (out,) if isinstance(out, np.ndarray) else out
+    normalized: Array
+    (normalized,) = _core.run(
+        "BatchNormInference", (input, gamma, beta, mean, variance), epsilon, channel_axis, None, outputs, num_threads
+    )
+    return normalized
+
+
+def batch_norm_inference_backprop(
+    input: ArrayLike,
+    gamma: ArrayLike | None,
+    beta: ArrayLike | None,
+    mean: ArrayLike,
+    variance: ArrayLike,
+    normalized_delta: ArrayLike,
+    epsilon: float = 1e-5,
+    *,
+    channel_axis: int = 1,
+    output_mask: Sequence[bool] = (True, True, True),
+    out: Sequence[Array | None] | None = None,
+    num_threads: int | None = None,
+) -> BatchNormTrainingBackpropResult:
+    r"""Gradient of :func:`batch_norm_inference`: `mean` and `variance` are constants.
+
+    Arguments, results and errors are those of :func:`batch_norm_training_backprop`; the two sums have the same formulas, and
+
+    .. math::
+
+       \mathtt{input\_delta}_i = \gamma \, \mathtt{inv\_std} \; \mathtt{normalized\_delta}_i .
+
+    This is the gradient for fine-tuning with frozen statistics. nGraph has no such operator.
+
+    Parameters
+    ----------
+    input, gamma, beta, mean, variance, normalized_delta, epsilon, channel_axis, output_mask, out, num_threads
+        As in :func:`batch_norm_training_backprop`; `mean` and `variance` may be any.
+
+    Returns
+    -------
+    BatchNormTrainingBackpropResult
+        Named tuple of ``input_delta``, ``gamma_delta`` and ``beta_delta``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`batch_norm_training_backprop`.
+
+    Examples
+    --------
+    >>> import numpy as np, bnbp
+    >>> x, dy = np.array([[1.0], [3.0]]), np.array([[10.0], [20.0]])
+    >>> bnbp.batch_norm_inference_backprop(x, [3.0], None, mean=[2.0], variance=[3.0], normalized_delta=dy, epsilon=1.0)
+    BatchNormTrainingBackpropResult(input_delta=array([[15.],
+           [30.]]), gamma_delta=array([5.]), beta_delta=array([30.]))
+    """
+    return BatchNormTrainingBackpropResult(
+        *_core.run(
+            "BatchNormInferenceBackprop",
+            (input, gamma, beta, mean, variance, normalized_delta),
+            epsilon,
+            channel_axis,
+            output_mask,
+            out,
+            num_threads,
+        )
+    )
