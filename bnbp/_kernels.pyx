@@ -18,9 +18,11 @@ c. Chunks. A channel is cut into chunks of about CHUNK elements: a piece of one 
 d. Lanes. The sum of a run is kept in LANES accumulators, which are added in a fixed order at the end. LANES is part of
    the algorithm, not of the instruction set; GCC makes vector code of the literal inner loop.
 
-e. Arithmetic is in float64 throughout, whatever `real` is: the product of two float32 numbers is exact in it. The mean
-   is subtracted first. (a*dy + b*x + c with precomputed a, b, c would be cheaper and lose everything to cancellation
-   when the mean is far from zero.)
+e. Arithmetic is in float64, whatever `real` is. For float32 that is 29 bits more than the data has: the product of two
+   is exact. For float64 there is nothing to spare, and the sums carry what each operation has rounded off (Ogita, Rump
+   and Oishi, "Accurate sum and dot product", 2005): of the difference x_i - mean, of the product, and of the sum. The
+   numbers of a channel are computed once, so they afford that too, for both types. The mean is subtracted first:
+   a*dy + b*x + c with precomputed a, b, c would be cheaper and lose everything to cancellation when it is far from 0.
 
 f. Statistics. A chunk is small enough to stay in cache, so its mean and its sum of squared deviations about that very
    mean (m2) are computed one after the other from one read of memory, and merged as in Chan, Golub and LeVeque (1983).
@@ -34,6 +36,7 @@ from cpython.pycapsule cimport PyCapsule_New
 from cython.parallel cimport prange
 from libc.math cimport NAN, sqrt
 from libc.stdlib cimport free, malloc
+from libc.string cimport memset
 
 from bnbp.kernels cimport (
     BNBP_F32,
@@ -77,15 +80,86 @@ cdef enum:
     REGION = 32768    # elements below which a team of threads is not worth starting
 
 
+# ---------------------------------------------------------------- arithmetic that loses nothing
+
+cdef struct Twofold:  # the unevaluated sum of two float64 numbers, about 106 bits
+    double hi
+    double lo
+
+
+cdef inline Twofold two_sum(double a, double b) noexcept nogil:
+    """a + b exactly (Knuth)."""
+    cdef Twofold r
+    cdef double back
+    r.hi = a + b
+    back = r.hi - a
+    r.lo = (a - (r.hi - back)) + (b - back)
+    return r
+
+
+cdef inline Twofold two_product(double a, double b) noexcept nogil:
+    """a * b exactly (Dekker), short of overflow: each factor is split into halves of 26 bits."""
+    cdef Twofold r
+    cdef double a_big = 134217729.0 * a, b_big = 134217729.0 * b  # 2^27 + 1
+    cdef double a_hi = a_big - (a_big - a), b_hi = b_big - (b_big - b)
+    cdef double a_lo = a - a_hi, b_lo = b - b_hi
+    r.hi = a * b
+    r.lo = ((a_hi * b_hi - r.hi) + a_hi * b_lo + a_lo * b_hi) + a_lo * b_lo
+    return r
+
+
+cdef inline Twofold whole(double hi, double lo) noexcept nogil:
+    """hi + lo with no overlap. Where `hi` is infinite or a split overflowed, `lo` is NaN and has nothing to add."""
+    cdef Twofold r
+    if lo != lo:
+        lo = 0.0
+    r.hi = hi + lo
+    r.lo = lo - (r.hi - hi) if r.hi - r.hi == 0 else 0.0
+    return r
+
+
+cdef inline Twofold times(Twofold a, Twofold b) noexcept nogil:
+    cdef Twofold r = two_product(a.hi, b.hi)
+    return whole(r.hi, r.lo + (a.hi * b.lo + a.lo * b.hi))
+
+
+cdef inline Twofold over(Twofold a, double b) noexcept nogil:
+    cdef double q = a.hi / b
+    cdef Twofold back = two_product(q, b)
+    return whole(q, ((a.hi - back.hi) - back.lo + a.lo) / b)
+
+
+cdef inline Twofold inverse_square_root(Twofold a) noexcept nogil:
+    """One Newton step from the float64 result: r (3 - a r^2) / 2."""
+    cdef Twofold r
+    r.hi, r.lo = 1.0 / sqrt(a.hi), 0.0
+    cdef Twofold product = times(a, times(r, r))
+    return whole(r.hi, r.hi * 0.5 * ((1.0 - product.hi) - product.lo))
+
+
+cdef inline void add(double* hi, double* lo, double value, double rest) noexcept nogil:
+    """Adds value + rest to the sum hi + lo; `rest` is far below `value`."""
+    cdef Twofold r = two_sum(hi[0], value)
+    hi[0] = r.hi
+    lo[0] += r.lo + rest
+
+
 # ---------------------------------------------------------------- a channel's numbers
+
+cdef struct Sums:  # of a chunk, then of a channel; the layout of a row of `partial`
+    double delta          # sum dy_i           or, for statistics, the mean
+    double delta_lo
+    double product        # sum dy_i (x_i - mean)          or the sum of squared deviations
+    double product_lo
+
 
 cdef struct Channel:
     double mean
-    double scale        # gamma * inv_std
-    double shift        # beta
-    double inv_std
-    double mean_delta   # delta_sum / m
-    double slope        # inv_std^2 * delta_centered_sum / m
+    Twofold inv_std
+    double scale          # gamma * inv_std
+    double shift          # beta
+    double mean_delta     # delta_sum / m
+    double slope          # inv_std^2 * delta_centered_sum / m
 
 
 cdef inline double parameter(const real* vector, Py_ssize_t c, double absent) noexcept nogil:
@@ -95,8 +169,8 @@ cdef inline double parameter(const real* vector, Py_ssize_t c, double absent) no
 cdef inline Channel channel(double mean, double variance, double epsilon, double gamma, double beta) noexcept nogil:
     cdef Channel ch
     ch.mean = mean
-    ch.inv_std = 1.0 / sqrt(variance + epsilon)
-    ch.scale = gamma * ch.inv_std
+    ch.inv_std = inverse_square_root(two_sum(variance, epsilon))
+    ch.scale = times(ch.inv_std, whole(gamma, 0.0)).hi
     ch.shift = beta
     ch.mean_delta = ch.slope = 0.0
     return ch
@@ -104,34 +178,61 @@ cdef inline Channel channel(double mean, double variance, double epsilon, double
 
 # ---------------------------------------------------------------- one contiguous run
 
+cdef inline Sums term(real x, real dy, double mean, bint statistics) noexcept nogil:
+    """What one element adds to the sums. For statistics the deviation x - mean takes the place of dy."""
+    cdef Sums t
+    cdef Twofold centered, product
+    if real is float:
+        centered.hi = x - mean
+        t.delta = centered.hi if statistics else dy
+        t.product = t.delta * centered.hi
+        t.delta_lo = t.product_lo = 0.0
+    else:
+        centered = two_sum(x, -mean)
+        t.delta = centered.hi if statistics else dy
+        t.delta_lo = centered.lo if statistics else 0.0
+        product = two_product(t.delta, centered.hi)
+        t.product = product.hi
+        t.product_lo = product.lo + (t.delta * centered.lo + t.delta_lo * centered.hi)
+    return t
+
+
+cdef inline void add_term(double* delta, double* delta_lo, double* product, double* product_lo, Sums t, real* tag
+                          ) noexcept nogil:
+    if real is float:
+        delta[0] += t.delta
+        product[0] += t.product
+    else:
+        add(delta, delta_lo, t.delta, t.delta_lo)
+        add(product, product_lo, t.product, t.product_lo)
+
+
 cdef inline void reduce_run(
     const real* x,      # IN  (length)
-    const real* dy,     # IN  (length), or NULL: the deviations x_i - mean take its place
+    const real* dy,     # IN  (length)
     Py_ssize_t length,
     double mean,
-    double* sums,       # IN OUT  sum dy_i, sum dy_i (x_i - mean)
+    bint statistics,    # sum the deviations x_i - mean and their squares; dy is not used
+    Sums* sums,         # IN OUT
 ) noexcept nogil:
     cdef double delta[LANES]
+    cdef double delta_lo[LANES]
     cdef double product[LANES]
-    cdef double centered, d
-    cdef Py_ssize_t i, lane, whole = length - length % LANES
-    if whole:
-        for lane in range(16):  # a literal: an enum as the bound of `range` keeps the lanes out of registers
-            delta[lane] = product[lane] = 0.0
-        for i in range(0, whole, 16):
+    cdef double product_lo[LANES]
+    cdef Py_ssize_t i, lane, whole_lanes = length - length % LANES
+    if whole_lanes:
+        for lane in range(16):  # a literal: with an enum as its bound GCC keeps the lanes out of registers
+            delta[lane] = delta_lo[lane] = product[lane] = product_lo[lane] = 0.0
+        for i in range(0, whole_lanes, 16):
             for lane in range(16):
-                centered = x[i + lane] - mean
-                d = centered if dy is NULL else dy[i + lane]
-                delta[lane] += d
-                product[lane] += d * centered
+                add_term(&delta[lane], &delta_lo[lane], &product[lane], &product_lo[lane],
+                         term(x[i + lane], dy[i + lane], mean, statistics), <real*> NULL)
         for lane in range(16):
-            sums[0] += delta[lane]
-            sums[1] += product[lane]
-    for i in range(whole, length):
-        centered = x[i] - mean
-        d = centered if dy is NULL else dy[i]
-        sums[0] += d
-        sums[1] += d * centered
+            add(&sums.delta, &sums.delta_lo, delta[lane], delta_lo[lane])
+            add(&sums.product, &sums.product_lo, product[lane], product_lo[lane])
+    for i in range(whole_lanes, length):
+        add_term(&sums.delta, &sums.delta_lo, &sums.product, &sums.product_lo,
+                 term(x[i], dy[i], mean, statistics), <real*> NULL)
 
 
 cdef inline void apply_run(
@@ -215,18 +316,18 @@ cdef inline void reduce_task(
     const real[:, :, ::1] x, const real[:, :, ::1] dy, const Channel* channels, double[:, :, ::1] partial, Task t
 ) noexcept nogil:
     cdef Py_ssize_t n, c
-    for c in range(t.c0, t.c1):
-        partial[t.chunk, c, 0] = partial[t.chunk, c, 1] = 0.0
+    memset(&partial[t.chunk, t.c0, 0], 0, (t.c1 - t.c0) * sizeof(Sums))
     for n in range(t.n0, t.n1):
         for c in range(t.c0, t.c1):
-            reduce_run(&x[n, c, t.s0], &dy[n, c, t.s0], t.s1 - t.s0, channels[c].mean, &partial[t.chunk, c, 0])
+            reduce_run(&x[n, c, t.s0], &dy[n, c, t.s0], t.s1 - t.s0, channels[c].mean, False,
+                       <Sums*> &partial[t.chunk, c, 0])
 
 
 cdef void reduce(
     const real[:, :, ::1] x,        # IN
     const real[:, :, ::1] dy,       # IN
     const Channel* channels,        # IN  (C), the mean
-    double[:, :, ::1] partial,      # OUT (chunks, C, 2), delta_sum and delta_centered_sum of each chunk
+    double[:, :, ::1] partial,      # OUT (chunks, C, 4), the Sums of each chunk
     Grid g,
 ) noexcept nogil:
     cdef Py_ssize_t index
@@ -257,29 +358,62 @@ cdef void apply(
 
 cdef inline void reduce_statistics_task(const real[:, :, ::1] x, double[:, :, ::1] partial, Task t) noexcept nogil:
     cdef Py_ssize_t n, c
-    cdef double count = (t.n1 - t.n0) * (t.s1 - t.s0)
-    cdef double sums[2]
+    cdef double mean, count = (t.n1 - t.n0) * (t.s1 - t.s0)
+    cdef Sums* sums
     for c in range(t.c0, t.c1):
+        sums = <Sums*> &partial[t.chunk, c, 0]
         # First about the chunk's first element, which costs nothing and is a good guess: a constant gives exactly itself.
-        sums[0] = sums[1] = 0.0
+        memset(sums, 0, sizeof(Sums))
         for n in range(t.n0, t.n1):
-            reduce_run(&x[n, c, t.s0], <const real*> NULL, t.s1 - t.s0, x[t.n0, c, t.s0], sums)
-        partial[t.chunk, c, 0] = x[t.n0, c, t.s0] + sums[0] / count
-        # Then about the mean. What rounding the mean has added to the squares is in sums[0], and comes off again.
-        sums[0] = sums[1] = 0.0
+            reduce_run(&x[n, c, t.s0], &x[n, c, t.s0], t.s1 - t.s0, x[t.n0, c, t.s0], True, sums)
+        mean = x[t.n0, c, t.s0] + whole(sums.delta, sums.delta_lo).hi / count
+        # Then about the mean. The deviations' own mean is what rounding the mean has lost; the squares are freed of it.
+        memset(sums, 0, sizeof(Sums))
         for n in range(t.n0, t.n1):
-            reduce_run(&x[n, c, t.s0], <const real*> NULL, t.s1 - t.s0, partial[t.chunk, c, 0], sums)
-        partial[t.chunk, c, 1] = sums[1] - sums[0] * sums[0] / count
+            reduce_run(&x[n, c, t.s0], &x[n, c, t.s0], t.s1 - t.s0, mean, True, sums)
+        sums.delta_lo = (sums.delta + sums.delta_lo) / count
+        sums.delta = mean
+        sums.product_lo -= sums.delta_lo * sums.delta_lo * count
 
 
 cdef void reduce_statistics(
     const real[:, :, ::1] x,        # IN
-    double[:, :, ::1] partial,      # OUT (chunks, C, 2), mean and m2 of each chunk
+    double[:, :, ::1] partial,      # OUT (chunks, C, 4), mean and m2 of each chunk, in the places of Sums
     Grid g,
 ) noexcept nogil:
     cdef Py_ssize_t index
     for index in prange(g.tasks, num_threads=g.team, use_threads_if=g.team > 1, schedule="static"):
         reduce_statistics_task(x, partial, task_of(g, index))
+
+
+cdef void merge_statistics(
+    const double[:, :, ::1] partial,    # IN  (chunks, C, 4)
+    Py_ssize_t c,
+    Grid g,
+    Twofold* mean,                      # OUT
+    Twofold* variance,                  # OUT
+) noexcept nogil:
+    """Chan, Golub and LeVeque: means move towards each other, and the squares grow by what lay between them."""
+    cdef const Sums* sums
+    cdef Task t
+    cdef Twofold step
+    cdef double count = 0, more, between
+    cdef Py_ssize_t k
+    mean.hi = mean.lo = variance.hi = variance.lo = 0.0 if g.chunks else NAN  # 0/0, the mean of nothing
+    for k in range(g.chunks):
+        sums = <const Sums*> &partial[k, c, 0]
+        t = task_of(g, k)
+        more = (t.n1 - t.n0) * (t.s1 - t.s0)
+        if k == 0:
+            mean.hi, mean.lo = sums.delta, sums.delta_lo
+        step = two_sum(sums.delta, -mean.hi)
+        between = step.hi + (step.lo + (sums.delta_lo - mean.lo))
+        add(&variance.hi, &variance.lo, sums.product, sums.product_lo)
+        add(&variance.hi, &variance.lo, between * between * (more / (count + more)) * count, 0.0)
+        count += more
+        add(&mean.hi, &mean.lo, between * (more / count), 0.0)
+    mean[0] = whole(mean.hi, mean.lo)
+    variance[0] = whole(max(variance.hi + variance.lo, 0.0) / count, 0.0)
 
 
 cdef inline void normalize_task(
@@ -309,39 +443,26 @@ cdef bnbp_status training(const bnbp_arguments* a, const real* input) noexcept n
     cdef real[:, :, ::1] y = None
     cdef double[:, :, ::1] partial = None
     cdef Grid g = grid_of(a)
-    cdef double* workspace = <double*> malloc(g.chunks * g.c * 2 * sizeof(double) + g.c * sizeof(Channel))
-    cdef Channel* channels = <Channel*> (workspace + g.chunks * g.c * 2)
-    cdef double mean, m2, count, more, step
-    cdef Py_ssize_t c, k
-    cdef Task t
+    cdef void* workspace = malloc(g.chunks * g.c * sizeof(Sums) + g.c * sizeof(Channel))
+    cdef Channel* channels = <Channel*> (<Sums*> workspace + g.chunks * g.c)
+    cdef Twofold mean, m2
+    cdef Py_ssize_t c
     if workspace is NULL:
         return BNBP_NO_MEMORY
     VIEW(x, input, g.n, g.c, g.s, sizeof(real))
     VIEW(y, a.normalized, g.n, g.c, g.s, sizeof(real))
-    VIEW(partial, workspace, g.chunks, g.c, 2, sizeof(double))
+    VIEW(partial, workspace, g.chunks, g.c, 4, sizeof(double))
 
     reduce_statistics(x, partial, g)
     for c in range(g.c):
-        mean = m2 = count = 0.0
-        for k in range(g.chunks):
-            t = task_of(g, k)
-            more = (t.n1 - t.n0) * (t.s1 - t.s0)
-            step = partial[k, c, 0] - mean
-            count += more
-            mean += step * (more / count)
-            m2 += partial[k, c, 1] + step * step * (more / count) * (count - more)
-        if count == 0:
-            mean = m2 = NAN  # 0/0, the mean of nothing
-        elif m2 < 0:
-            m2 = 0.0  # the correction of a chunk may be larger than its squares by a rounding
-        m2 /= count
+        merge_statistics(partial, c, g, &mean, &m2)
         channels[c] = channel(
-            mean, m2, a.epsilon, parameter(<const real*> a.gamma, c, 1.0), parameter(<const real*> a.beta, c, 0.0)
+            mean.hi, m2.hi, a.epsilon, parameter(<const real*> a.gamma, c, 1.0), parameter(<const real*> a.beta, c, 0.0)
         )
         if a.batch_mean is not NULL:
-            (<real*> a.batch_mean)[c] = <real> mean
+            (<real*> a.batch_mean)[c] = <real> mean.hi
         if a.batch_variance is not NULL:
-            (<real*> a.batch_variance)[c] = <real> m2
+            (<real*> a.batch_variance)[c] = <real> m2.hi
     if a.normalized is not NULL:
         normalize(x, y, channels, g)
     free(workspace)
@@ -376,16 +497,18 @@ cdef bnbp_status backprop(const bnbp_arguments* a, const real* input, bint const
     cdef real[:, :, ::1] dx = None
     cdef double[:, :, ::1] partial = None
     cdef Grid g = grid_of(a)
-    cdef double* workspace = <double*> malloc(g.chunks * g.c * 2 * sizeof(double) + g.c * sizeof(Channel))
-    cdef Channel* channels = <Channel*> (workspace + g.chunks * g.c * 2)
-    cdef double delta_sum, delta_centered_sum, m = <double> g.n * g.s
+    cdef void* workspace = malloc(g.chunks * g.c * sizeof(Sums) + g.c * sizeof(Channel))
+    cdef Channel* channels = <Channel*> (<Sums*> workspace + g.chunks * g.c)
+    cdef Sums sums
+    cdef Twofold delta_sum, delta_centered_sum
+    cdef double m = <double> g.n * g.s
     cdef Py_ssize_t c, k
     if workspace is NULL:
         return BNBP_NO_MEMORY
     VIEW(x, input, g.n, g.c, g.s, sizeof(real))
     VIEW(dy, a.normalized_delta, g.n, g.c, g.s, sizeof(real))
     VIEW(dx, a.input_delta, g.n, g.c, g.s, sizeof(real))
-    VIEW(partial, workspace, g.chunks, g.c, 2, sizeof(double))
+    VIEW(partial, workspace, g.chunks, g.c, 4, sizeof(double))
 
     for c in range(g.c):
         channels[c] = channel(
@@ -394,18 +517,19 @@ cdef bnbp_status backprop(const bnbp_arguments* a, const real* input, bint const
         )
     reduce(x, dy, channels, partial, g)
     for c in range(g.c):
-        delta_sum = delta_centered_sum = 0.0
+        memset(&sums, 0, sizeof(Sums))
         for k in range(g.chunks):
-            delta_sum += partial[k, c, 0]
-            delta_centered_sum += partial[k, c, 1]
-        if m:
-            channels[c].mean_delta = delta_sum / m
-            channels[c].slope = channels[c].inv_std * channels[c].inv_std * (delta_centered_sum / m)
-            delta_centered_sum *= channels[c].inv_std  # gamma_delta; an infinite inv_std must not make 0 sums NaN
+            add(&sums.delta, &sums.delta_lo, partial[k, c, 0], partial[k, c, 1])
+            add(&sums.product, &sums.product_lo, partial[k, c, 2], partial[k, c, 3])
+        delta_sum, delta_centered_sum = whole(sums.delta, sums.delta_lo), whole(sums.product, sums.product_lo)
+        if m:  # without elements the sums are 0 even where inv_std is infinite
+            delta_centered_sum = times(delta_centered_sum, channels[c].inv_std)
+            channels[c].mean_delta = over(delta_sum, m).hi
+            channels[c].slope = over(times(delta_centered_sum, channels[c].inv_std), m).hi
         if a.gamma_delta is not NULL:
-            (<real*> a.gamma_delta)[c] = <real> delta_centered_sum
+            (<real*> a.gamma_delta)[c] = <real> delta_centered_sum.hi
         if a.beta_delta is not NULL:
-            (<real*> a.beta_delta)[c] = <real> delta_sum
+            (<real*> a.beta_delta)[c] = <real> delta_sum.hi
 
     if a.input_delta is NULL:
         pass

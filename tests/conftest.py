@@ -1,0 +1,68 @@
+"""Data that all the tests share."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+DTYPES = [np.float32, np.float64]
+
+# What the kernels tell apart: runs shorter and longer than the lanes and than a chunk, chunks of many runs and many
+# chunks in a run, groups of channels, one channel, one element, and every place for the channel axis.
+LAYOUTS = [
+    ((4, 3, 2, 2), 1),
+    ((6, 1), 1),
+    ((1, 5), 1),
+    ((2000, 3), 1),
+    ((33, 130), 1),
+    ((3, 2, 2500), 1),
+    ((2, 1, 64, 64), 1),
+    ((16, 5, 9, 9), 1),
+    ((40, 4, 3, 5, 7), 1),
+    ((2, 9, 11, 70), -1),
+    ((7, 300, 3), 0),
+    ((3, 4, 5, 6), -2),
+]
+
+
+class Batch(NamedTuple):
+    """The inputs of an operator, in its order."""
+
+    input: np.ndarray
+    gamma: np.ndarray
+    beta: np.ndarray
+    mean: np.ndarray
+    variance: np.ndarray
+    normalized_delta: np.ndarray
+
+
+def make_batch(shape, axis=1, dtype=np.float64, seed=0, offset=3.0) -> Batch:
+    """A batch whose channels differ in mean and spread, with statistics that are its own."""
+    rng = np.random.default_rng(seed)
+    channels = shape[axis]
+    along = np.ones(len(shape), int)
+    along[axis] = channels
+    spread = rng.uniform(0.5, 4, channels).reshape(along)
+    x = (rng.normal(size=shape) * spread + offset * rng.normal(size=channels).reshape(along)).astype(dtype)
+    others = tuple(k for k in range(len(shape)) if k != axis % len(shape))
+    mean, variance = x.mean(others, dtype=np.float64), x.var(others, dtype=np.float64)
+    gamma, beta = rng.uniform(-2, 2, (2, channels))
+    dy = rng.normal(0.3, 1, shape)
+    return Batch(*(array.astype(dtype) for array in (x, gamma, beta, mean, variance, dy)))
+
+
+def same_bits(first, second) -> bool:
+    return all(
+        a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+@pytest.fixture(params=DTYPES, ids=lambda dtype: np.dtype(dtype).name)
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture(params=LAYOUTS, ids=lambda layout: f"{'x'.join(map(str, layout[0]))}@{layout[1]}")
+def layout(request):
+    return request.param

@@ -1,0 +1,373 @@
+"""The operators' numbers: against the NumPy twin, against exact arithmetic, and against themselves."""
+
+from fractions import Fraction
+
+import hypothesis.extra.numpy as hnp
+import mpmath
+import numpy as np
+import pytest
+from conftest import DTYPES, Batch, make_batch, same_bits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import bnbp
+from bnbp import reference
+
+
+def along(vector, x, axis):
+    shape = [1] * x.ndim
+    shape[axis] = -1
+    return np.asarray(vector, np.float64).reshape(shape)
+
+
+def assert_backprop_close(got, batch: Batch, axis, epsilon, expected, terms):
+    """The accuracy contract: sums to the last place but for the float64 sums' own error, input_delta within 6 u."""
+    u = np.finfo(batch.input.dtype).eps / 2
+    others = tuple(k for k in range(batch.input.ndim) if k != axis % batch.input.ndim)
+    slack = 64 * np.finfo(np.float64).eps  # of the float64 sums on both sides, relative to the absolute sums
+    for name, addends in zip(("beta_delta", "gamma_delta"), terms, strict=True):
+        error = np.abs(getattr(got, name) - getattr(expected, name))
+        assert (error <= 2 * u * np.abs(getattr(expected, name)) + slack * np.abs(addends).sum(others)).all(), name
+    x, dy = batch.input.astype(np.float64), batch.normalized_delta.astype(np.float64)
+    m = x.size // x.shape[axis]
+    inv_std = 1 / np.sqrt(along(batch.variance, x, axis) + epsilon)
+    xhat = (x - along(batch.mean, x, axis)) * inv_std
+    size = abs(dy) + abs(along(expected.beta_delta, x, axis) / m) + abs(xhat * along(expected.gamma_delta, x, axis) / m)
+    bound = (6 * u + slack) * abs(along(batch.gamma, x, axis) * inv_std) * size
+    assert (np.abs(got.input_delta - expected.input_delta) <= bound).all()
+
+
+def backprop_terms(batch, axis, epsilon):
+    x, dy = batch.input.astype(np.float64), batch.normalized_delta.astype(np.float64)
+    xhat = (x - along(batch.mean, x, axis)) / np.sqrt(along(batch.variance, x, axis) + epsilon)
+    return dy, dy * xhat
+
+
+@pytest.mark.parametrize("epsilon", [1e-5, 0.0, 0.5])
+def test_backprop_agrees_with_the_reference(layout, dtype, epsilon):
+    shape, axis = layout
+    batch = make_batch(shape, axis, dtype)
+    if epsilon == 0:  # with one element a channel's own variance is 0, and its 1/sqrt is infinite
+        batch = batch._replace(variance=batch.variance + dtype(0.25))
+    got = bnbp.batch_norm_training_backprop(*batch, epsilon, channel_axis=axis)
+    expected = reference.batch_norm_training_backprop(*batch, epsilon, channel_axis=axis)
+    assert_backprop_close(got, batch, axis, epsilon, expected, backprop_terms(batch, axis, epsilon))
+    assert [output.dtype for output in got] == [dtype] * 3
+    assert got.input_delta.shape == shape
+    if batch.input.size > shape[axis]:
+        assert np.ptp(got.input_delta) > 0.1  # the data is not degenerate
+
+
+def test_inference_backprop_agrees_with_the_reference(layout, dtype):
+    shape, axis = layout
+    batch = make_batch(shape, axis, dtype)
+    got = bnbp.batch_norm_inference_backprop(*batch, channel_axis=axis)
+    expected = reference.batch_norm_inference_backprop(*batch, channel_axis=axis)
+    assert_backprop_close(got, batch, axis, 1e-5, expected, backprop_terms(batch, axis, 1e-5))
+
+
+def test_training_agrees_with_the_reference(layout, dtype):
+    shape, axis = layout
+    batch = make_batch(shape, axis, dtype)
+    got = bnbp.batch_norm_training(*batch[:3], channel_axis=axis)
+    expected = reference.batch_norm_training(*batch[:3], channel_axis=axis)
+    u = 8 * np.finfo(np.float64).eps if dtype == np.float64 else np.finfo(dtype).eps
+    spread = np.sqrt(expected.batch_variance + 1e-5)
+    assert (abs(got.batch_mean - expected.batch_mean) <= u * (abs(expected.batch_mean) + spread)).all()
+    assert (abs(got.batch_variance - expected.batch_variance) <= 8 * u * expected.batch_variance).all()
+    shift = 64 * u * abs(expected.batch_mean / spread).max()  # of the mean, that of the reference included
+    np.testing.assert_allclose(got.normalized, expected.normalized, rtol=16 * u, atol=16 * u + shift)
+    assert [output.dtype for output in got] == [dtype] * 3
+
+
+def test_inference_agrees_with_the_reference(layout, dtype):
+    shape, axis = layout
+    batch = make_batch(shape, axis, dtype)
+    got = bnbp.batch_norm_inference(*batch[:5], channel_axis=axis)
+    expected = reference.batch_norm_inference(*batch[:5], channel_axis=axis)
+    u = np.finfo(dtype).eps
+    np.testing.assert_allclose(got, expected, rtol=4 * u, atol=16 * u)
+    assert got.dtype == dtype
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_shape_and_axis_agree_with_the_reference(data):
+    shape = data.draw(hnp.array_shapes(min_dims=2, max_dims=6, max_side=9))
+    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
+    dtype = data.draw(st.sampled_from(DTYPES))
+    epsilon = data.draw(st.sampled_from([1e-5, 1e-3, 1.0]))
+    threads = data.draw(st.integers(1, 4))
+    batch = make_batch(shape, axis, dtype, seed=data.draw(st.integers(0, 2**16)))
+    got = bnbp.batch_norm_training_backprop(*batch, epsilon, channel_axis=axis, num_threads=threads)
+    expected = reference.batch_norm_training_backprop(*batch, epsilon, channel_axis=axis)
+    assert_backprop_close(got, batch, axis, epsilon, expected, backprop_terms(batch, axis, epsilon))
+
+
+# ---------------------------------------------------------------- exact arithmetic
+
+
+def exact_backprop(batch: Batch, epsilon: float, axis: int):
+    """Sums in exact fractions, the square root to 60 digits: results as mpmath numbers, a list for each channel."""
+    with mpmath.workdps(60):
+        x, dy = (np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1) for array in (batch[0], batch[5]))
+        m = x.shape[1]
+        for c in range(len(x)):
+            gamma, mean, variance = (Fraction(float(vector[c])) for vector in (batch.gamma, batch.mean, batch.variance))
+            centered = [Fraction(float(value)) - mean for value in x[c]]
+            delta = [Fraction(float(value)) for value in dy[c]]
+            delta_sum = sum(delta)
+            product_sum = sum(d * e for d, e in zip(delta, centered, strict=True))
+            total = variance + Fraction(epsilon)
+            inv_std = 1 / mpmath.sqrt(mpmath.mpf(total.numerator) / total.denominator)
+            inner = [d - delta_sum / m - e * product_sum / (total * m) for d, e in zip(delta, centered, strict=True)]
+            yield (
+                [_mpf(gamma) * inv_std * _mpf(value) for value in inner],
+                inv_std * _mpf(product_sum),
+                _mpf(delta_sum),
+            )
+
+
+def _mpf(fraction: Fraction):
+    return mpmath.mpf(fraction.numerator) / fraction.denominator
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 7), (40, 2, 31)])
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_backprop_agrees_with_exact_arithmetic(shape, offset, dtype):
+    epsilon = 1e-3
+    batch = make_batch(shape, 1, dtype, seed=1, offset=offset)
+    got = bnbp.batch_norm_training_backprop(*batch, epsilon)
+    u = np.finfo(dtype).eps / 2
+    with mpmath.workdps(60):
+        for c, (input_delta, gamma_delta, beta_delta) in enumerate(exact_backprop(batch, epsilon, 1)):
+            inv_std = 1 / np.sqrt(float(batch.variance[c]) + epsilon)
+            ulps = 1 if dtype == np.float32 else 4
+            for value, exact in ((got.gamma_delta[c], gamma_delta), (got.beta_delta[c], beta_delta)):
+                assert abs(mpmath.mpf(float(value)) - exact) <= ulps * float(np.spacing(abs(value)))
+            for value, exact, x, dy in zip(
+                got.input_delta[:, c].ravel(),
+                input_delta,
+                batch.input[:, c].ravel(),
+                batch.normalized_delta[:, c].ravel(),
+                strict=True,
+            ):
+                m = len(input_delta)
+                xhat = (float(x) - float(batch.mean[c])) * inv_std
+                size = abs(float(dy)) + abs(float(beta_delta) / m) + abs(xhat * float(gamma_delta) / m)
+                assert abs(mpmath.mpf(float(value)) - exact) <= 6 * u * abs(float(batch.gamma[c]) * inv_std) * size
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_training_statistics_agree_with_exact_arithmetic(offset, dtype):
+    batch = make_batch((60, 2, 41), 1, dtype, seed=2, offset=offset)
+    got = bnbp.batch_norm_training(*batch[:3])
+    for c in range(2):
+        values = [Fraction(float(value)) for value in batch.input[:, c].ravel()]
+        mean = sum(values) / len(values)
+        variance = sum((value - mean) ** 2 for value in values) / len(values)
+        assert abs(Fraction(float(got.batch_mean[c])) - mean) <= float(np.spacing(abs(got.batch_mean[c])))
+        assert abs(Fraction(float(got.batch_variance[c])) - variance) <= float(np.spacing(got.batch_variance[c]))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -1e6, 1e30])
+def test_a_constant_channel_has_variance_exactly_zero(value, layout, dtype):
+    shape, axis = layout
+    x = np.full(shape, value, dtype)
+    got = bnbp.batch_norm_training(x, None, None, channel_axis=axis)
+    assert (got.batch_variance == 0).all()
+    assert (got.batch_mean == dtype(value)).all()
+    assert (got.normalized == 0).all()
+
+
+# ---------------------------------------------------------------- the same bits
+
+
+@pytest.mark.parametrize("name", ["batch_norm_training", "batch_norm_training_backprop", "batch_norm_inference_backprop"])
+@pytest.mark.parametrize("axis", [1, -1])
+def test_bits_do_not_depend_on_threads(name, axis, dtype):
+    batch = make_batch((7, 13, 29, 31), axis, dtype)  # 81,809 elements: enough for a team
+    inputs = batch[:3] if name == "batch_norm_training" else batch
+    one, *others = (getattr(bnbp, name)(*inputs, channel_axis=axis, num_threads=count) for count in (1, 2, 3, 5))
+    for other in others:
+        assert same_bits(one, other)
+
+
+def test_bits_do_not_depend_on_alignment_out_or_place(layout, dtype):
+    shape, axis = layout
+    batch = make_batch(shape, axis, dtype)
+    plain = bnbp.batch_norm_training_backprop(*batch, channel_axis=axis)
+
+    def unaligned(array):
+        memory = np.empty(array.nbytes + 1, np.uint8)
+        view = memory[1:].view(dtype).reshape(array.shape)
+        view[...] = array
+        assert not view.flags.aligned
+        return view
+
+    results = [
+        bnbp.batch_norm_training_backprop(*map(unaligned, batch), channel_axis=axis),
+        bnbp.batch_norm_training_backprop(*batch, channel_axis=axis, out=[unaligned(output) for output in plain]),
+    ]
+    for place in (0, 5):
+        inputs = [array.copy() for array in batch]
+        result = bnbp.batch_norm_training_backprop(*inputs, channel_axis=axis, out=(inputs[place], None, None))
+        assert result.input_delta is inputs[place]
+        results.append(result)
+    for result in results:
+        assert same_bits(plain, result)
+
+
+# ---------------------------------------------------------------- out, masks and None
+
+
+def test_an_earlier_result_can_be_passed_back(dtype):
+    first, second = make_batch((4, 3, 5), dtype=dtype, seed=1), make_batch((4, 3, 5), dtype=dtype, seed=2)
+    for function, count in [
+        (bnbp.batch_norm_training, 3),
+        (bnbp.batch_norm_training_backprop, 6),
+        (bnbp.batch_norm_inference_backprop, 6),
+    ]:
+        result = function(*first[:count])
+        again = function(*second[:count], out=result)
+        assert all(a is b for a, b in zip(result, again, strict=True))
+        assert same_bits(again, function(*second[:count]))
+    y = bnbp.batch_norm_inference(*first[:5])
+    assert bnbp.batch_norm_inference(*second[:5], out=y) is y
+    assert bnbp.batch_norm_inference(*second[:5], out=(y,)) is y
+    assert same_bits([y], [bnbp.batch_norm_inference(*second[:5])])
+
+
+def test_training_can_be_done_in_place(dtype):
+    batch = make_batch((4, 3, 5), dtype=dtype)
+    plain = bnbp.batch_norm_training(*batch[:3])
+    x = batch.input.copy()
+    assert same_bits(plain, bnbp.batch_norm_training(x, *batch[1:3], out=(x, None, None)))
+
+
+@pytest.mark.parametrize("mask", [(m & 1, m & 2, m & 4) for m in range(8)])
+@pytest.mark.parametrize("name", ["batch_norm_training_backprop", "batch_norm_inference_backprop"])
+def test_masked_outputs_are_none_and_the_others_unchanged(mask, name, dtype):
+    batch = make_batch((4, 3, 5), dtype=dtype)
+    full = getattr(bnbp, name)(*batch)
+    masked = getattr(bnbp, name)(*batch, output_mask=tuple(map(bool, mask)))
+    for wanted, whole, part in zip(mask, full, masked, strict=True):
+        assert same_bits([whole], [part]) if wanted else part is None
+
+
+def test_gamma_none_is_ones_and_beta_none_is_zeros(dtype):
+    x, gamma, beta, *rest = make_batch((4, 3, 5), dtype=dtype)
+    ones, zeros = np.ones_like(gamma), np.zeros_like(beta)
+    assert same_bits(bnbp.batch_norm_training(x, None, None), bnbp.batch_norm_training(x, ones, zeros))
+    assert same_bits(
+        bnbp.batch_norm_training_backprop(x, None, None, *rest), bnbp.batch_norm_training_backprop(x, ones, beta, *rest)
+    )
+    assert same_bits(
+        [bnbp.batch_norm_inference(x, None, None, *rest[:2])], [bnbp.batch_norm_inference(x, ones, zeros, *rest[:2])]
+    )
+
+
+# ---------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda a: a[::-1, ..., ::-1],
+        lambda a: np.asfortranarray(a),
+        lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
+        lambda a: np.moveaxis(np.ascontiguousarray(np.moveaxis(a, 1, -1)), -1, 1),
+    ],
+    ids=["reversed", "fortran", "sliced", "channels last seen as channels first"],
+)
+def test_any_layout_gives_the_same_bits(view, dtype):
+    batch = make_batch((4, 3, 5, 7), dtype=dtype)
+    viewed = batch._replace(input=view(batch.input), normalized_delta=view(batch.normalized_delta))
+    assert not viewed.input.flags.c_contiguous
+    packed = [np.ascontiguousarray(array) for array in viewed]
+    before = [array.copy() for array in viewed]
+    plain = bnbp.batch_norm_training_backprop(*packed)
+    assert same_bits(plain, bnbp.batch_norm_training_backprop(*viewed))
+    assert same_bits(before, viewed)
+    out = view(np.zeros_like(batch.input))
+    result = bnbp.batch_norm_training_backprop(*packed, out=(out, None, None))
+    assert result.input_delta is out
+    assert same_bits(plain, result)
+
+
+def test_a_broadcast_delta_and_read_only_inputs(dtype, tmp_path):
+    batch = make_batch((4, 3, 5), dtype=dtype)
+    ones = np.broadcast_to(dtype(1), (4, 3, 5))
+    np.save(tmp_path / "input.npy", batch.input)
+    mapped = np.load(tmp_path / "input.npy", mmap_mode="r")
+    got = bnbp.batch_norm_training_backprop(mapped, *batch[1:5], ones)
+    assert same_bits(got, bnbp.batch_norm_training_backprop(*batch[:5], np.ones_like(batch.input)))
+
+
+# ---------------------------------------------------------------- empty, tiny and not finite
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (4, 3, 0), (0, 3, 2**28, 2**28)])
+def test_an_empty_batch_has_no_input_delta_and_zero_sums(shape, dtype):
+    vector = np.zeros(3, dtype)  # a variance of 0 and epsilon 0: inv_std is infinite, and the sums still 0
+    got = bnbp.batch_norm_training_backprop(
+        np.empty(shape, dtype), vector, vector, vector, vector, np.empty(shape, dtype), 0
+    )
+    assert got.input_delta.shape == shape
+    assert (got.gamma_delta == 0).all()
+    assert (got.beta_delta == 0).all()
+    forward = bnbp.batch_norm_training(np.empty(shape, dtype), vector, vector)
+    assert np.isnan(forward.batch_mean).all()
+    assert np.isnan(forward.batch_variance).all()
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1e-5])
+@pytest.mark.parametrize("shape", [(1, 4), (1, 4, 1, 1)])
+def test_one_element_has_input_delta_exactly_zero(shape, epsilon, dtype):
+    batch = make_batch(shape, dtype=dtype)
+    forward = bnbp.batch_norm_training(*batch[:3], epsilon + 1)
+    got = bnbp.batch_norm_training_backprop(*batch[:3], *forward[1:], batch.normalized_delta, epsilon)
+    assert (got.input_delta == 0).all()
+    assert (got.beta_delta == batch.normalized_delta.ravel()).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", ["input", "normalized_delta", "gamma", "mean", "variance"])
+@pytest.mark.parametrize("axis", [1, -1])
+def test_what_is_not_finite_stays_in_its_channel(place, bad, axis, dtype):
+    batch = make_batch((8, 6, 6, 6), axis, dtype)
+    clean = bnbp.batch_norm_training_backprop(*batch, channel_axis=axis)
+    spoiled = getattr(batch, place).copy()
+    target = np.moveaxis(spoiled, axis, 0) if spoiled.ndim > 1 else spoiled
+    target[(2,) + (0,) * (target.ndim - 1)] = bad
+    got = bnbp.batch_norm_training_backprop(*batch._replace(**{place: spoiled}), channel_axis=axis)
+    others = [c for c in range(6) if c != 2]
+    for whole, part in zip(clean, got, strict=True):
+        axis_of = axis if whole.ndim > 1 else 0
+        assert same_bits([whole.take(others, axis_of)], [part.take(others, axis_of)])
+    assert not np.isfinite(got.input_delta.take(2, axis)).all() or place == "variance"
+
+
+def test_zero_variance_and_epsilon_follow_ieee_in_that_channel_alone(dtype):
+    batch = make_batch((5, 3, 4), dtype=dtype)
+    x, variance = batch.input.copy(), batch.variance.copy()
+    x[:, 1], variance[1] = batch.mean[1], 0
+    got = bnbp.batch_norm_training_backprop(x, batch.gamma, None, batch.mean, variance, batch.normalized_delta, 0)
+    assert np.isnan(got.gamma_delta[1])
+    assert np.isfinite(got.input_delta[:, [0, 2]]).all()
+    variance[1] = -1
+    got = bnbp.batch_norm_training_backprop(x, batch.gamma, None, batch.mean, variance, batch.normalized_delta, 0)
+    assert np.isnan(got.input_delta[:, 1]).all()
+    assert np.isfinite(got.input_delta[:, [0, 2]]).all()
+
+
+def test_inference_backprop_does_not_look_at_the_input_for_input_delta(dtype):
+    batch = make_batch((5, 3, 4), dtype=dtype)
+    x = batch.input.copy()
+    x[0, 1, 0] = np.nan
+    delta = batch.normalized_delta.copy()
+    delta[0, 0, 0] = -0.0
+    got = bnbp.batch_norm_inference_backprop(x, None, *batch[2:5], delta)
+    assert np.isfinite(got.input_delta).all()
+    assert np.signbit(got.input_delta[0, 0, 0])
+    assert np.isnan(got.gamma_delta[1])
