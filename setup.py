@@ -46,7 +46,9 @@ class BuildExt(build_ext):
 
 def extension(name: str) -> Extension:
     headers = ["bnbp/include/bnbp/kernels.h", "bnbp/include/bnbp/batch_norm.hpp", "bnbp/kernels.pxd"]
-    return Extension(f"bnbp.{name}", [f"bnbp/{name}.pyx"], include_dirs=["bnbp/include"], depends=headers, language="c++")
+    return Extension(
+        f"bnbp.{name}", [f"bnbp/{name}.pyx"], include_dirs=["bnbp/include"], depends=headers, language="c++"
+    )
 
 
 setup(

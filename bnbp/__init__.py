@@ -4,7 +4,7 @@ The operators are nGraph's, under its names: :func:`batch_norm_training_backprop
 """
 
 try:
-    from . import _core as _core
+    from ._core import kernels as _kernels  # noqa: F401  (imported for the error below)
 except ModuleNotFoundError as _error:
     if _error.name not in ("bnbp._core", "bnbp._kernels"):
         raise

@@ -13,7 +13,7 @@ import numpy as np
 from bnbp._kernels import kernels  # the capsule, which C++ callers import from here
 from bnbp._threads import default_num_threads
 
-from cpython.buffer cimport PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_STRIDES, PyObject_GetBuffer
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.limits cimport INT_MAX
 from libc.stdint cimport int64_t
@@ -104,7 +104,7 @@ def run(str name, tuple inputs, epsilon, channel_axis, output_mask, out, num_thr
 
     arrays = []
     for k in range(len(inputs)):
-        arrays.append(array_of(INPUT_NAMES[k], inputs[k], arrays[0].dtype if k else None))
+        arrays.append(array_of(INPUT_NAMES[k], inputs[k], arrays[0] if k else None))
         tensors.push_back(tensor_of(arrays[k], buffers))
     inferred = op.get().validate_and_infer_types(tensors)
 
@@ -167,7 +167,7 @@ cdef int threads_of(num_threads) except? -1:
 
 # ---------------------------------------------------------------- tensors
 
-cdef object array_of(str name, value, dtype):
+cdef object array_of(str name, value, first):
     """An array of anything that has a buffer, `__array__` or `__dlpack__`, is a list of numbers, or is None.
 
     A list has no type of its own and takes that of `input`; as the input itself it is float64.
@@ -183,14 +183,13 @@ cdef object array_of(str name, value, dtype):
     except Exception as error:
         raise TypeError(f"{name}: expected an array, got {type(value).__name__}: {error}") from error
     if isinstance(value, (list, tuple, int, float)) and array.dtype.kind in "iuf":
-        return array.astype(dtype or float64)
+        return array.astype(float32 if first is not None and first.dtype == float32 else float64)
     return array
 
 
 cdef Tensor tensor_of(array, Buffers& buffers) except *:
     cdef Tensor tensor
     cdef Py_buffer* view
-    cdef int axis
     if array is None:
         return tensor
     dtype = array.dtype

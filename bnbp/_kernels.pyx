@@ -69,8 +69,10 @@ cdef extern from *:
     #define BNBP_ISA "baseline"
     #endif
     """
-    void VIEW(const float[:, :, ::1] view, const void* memory, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c, size_t size) nogil
-    void VIEW(const double[:, :, ::1] view, const void* memory, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c, size_t size) nogil
+    void VIEW(const float[:, :, ::1] view, const void* memory, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c, size_t size
+              ) nogil
+    void VIEW(const double[:, :, ::1] view, const void* memory, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c, size_t size
+              ) nogil
     const int BNBP_OPENMP
     const char* BNBP_ISA
 
@@ -158,7 +160,7 @@ cdef struct Channel:
     Twofold inv_std
     double scale          # gamma * inv_std
     double shift          # beta
-    double mean_delta     # delta_sum / m
+    double delta_mean     # delta_sum / m
     double slope          # inv_std^2 * delta_centered_sum / m
 
 
@@ -172,7 +174,7 @@ cdef inline Channel channel(double mean, double variance, double epsilon, double
     ch.inv_std = inverse_square_root(two_sum(variance, epsilon))
     ch.scale = times(ch.inv_std, whole(gamma, 0.0)).hi
     ch.shift = beta
-    ch.mean_delta = ch.slope = 0.0
+    ch.delta_mean = ch.slope = 0.0
     return ch
 
 
@@ -244,7 +246,7 @@ cdef inline void apply_run(
 ) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(length):
-        dx[i] = <real> (ch.scale * (dy[i] - ch.mean_delta - (x[i] - ch.mean) * ch.slope))
+        dx[i] = <real> (ch.scale * (dy[i] - ch.delta_mean - (x[i] - ch.mean) * ch.slope))
 
 
 cdef inline void normalize_run(
@@ -362,7 +364,7 @@ cdef inline void reduce_statistics_task(const real[:, :, ::1] x, double[:, :, ::
     cdef Sums* sums
     for c in range(t.c0, t.c1):
         sums = <Sums*> &partial[t.chunk, c, 0]
-        # First about the chunk's first element, which costs nothing and is a good guess: a constant gives exactly itself.
+        # First about the chunk's first element, a guess that costs nothing: a constant gives exactly itself.
         memset(sums, 0, sizeof(Sums))
         for n in range(t.n0, t.n1):
             reduce_run(&x[n, c, t.s0], &x[n, c, t.s0], t.s1 - t.s0, x[t.n0, c, t.s0], True, sums)
@@ -524,7 +526,7 @@ cdef bnbp_status backprop(const bnbp_arguments* a, const real* input, bint const
         delta_sum, delta_centered_sum = whole(sums.delta, sums.delta_lo), whole(sums.product, sums.product_lo)
         if m:  # without elements the sums are 0 even where inv_std is infinite
             delta_centered_sum = times(delta_centered_sum, channels[c].inv_std)
-            channels[c].mean_delta = over(delta_sum, m).hi
+            channels[c].delta_mean = over(delta_sum, m).hi
             channels[c].slope = over(times(delta_centered_sum, channels[c].inv_std), m).hi
         if a.gamma_delta is not NULL:
             (<real*> a.gamma_delta)[c] = <real> delta_centered_sum.hi

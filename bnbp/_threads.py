@@ -50,7 +50,8 @@ def _cgroup_quota(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sy
             if controllers:
                 quotas.append((_read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")))
             else:
-                quotas.append(tuple((_read(group / "cpu.max") + " ").split(" ", 1)))
+                quota, _, period = _read(group / "cpu.max").partition(" ")
+                quotas.append((quota, period))
             if group == base:
                 break
     limits = [-(-int(quota) // int(period)) for quota, period in quotas if quota.isdecimal() and int(period or 0) > 0]

@@ -111,7 +111,8 @@ def batch_norm_training_backprop(
     r"""Gradient of :func:`batch_norm_training`, through the batch's mean and variance as well.
 
     With :math:`\mathtt{inv\_std} = 1 / \sqrt{\mathtt{variance} + \epsilon}` and
-    :math:`\hat x_i = (\mathtt{input}_i - \mathtt{mean}) \, \mathtt{inv\_std}`, over the :math:`m` elements of a channel,
+    :math:`\hat x_i = (\mathtt{input}_i - \mathtt{mean}) \, \mathtt{inv\_std}`, over the :math:`m` elements of a
+    channel,
 
     .. math::
 
@@ -250,8 +251,8 @@ def batch_norm_inference(
     >>> import numpy as np, bnbp
     >>> x = np.array([[1.0, 10.0], [3.0, 30.0]])
     >>> bnbp.batch_norm_inference(x, None, [0, 100], mean=[2, 20], variance=[3, 24], epsilon=1.0)
-    array([[-0.5, 98. ],
-           [ 0.5, 102. ]])
+    array([[ -0.5,  98. ],
+           [  0.5, 102. ]])
     """
     outputs = (out,) if isinstance(out, np.ndarray) else out
     normalized: Array
@@ -277,7 +278,8 @@ def batch_norm_inference_backprop(
 ) -> BatchNormTrainingBackpropResult:
     r"""Gradient of :func:`batch_norm_inference`: `mean` and `variance` are constants.
 
-    Arguments, results and errors are those of :func:`batch_norm_training_backprop`; the two sums have the same formulas, and
+    Arguments, results and errors are those of :func:`batch_norm_training_backprop`. The two sums have the same
+    formulas, and
 
     .. math::
 

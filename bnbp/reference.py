@@ -69,9 +69,9 @@ def batch_norm_training_backprop(
     if m <= 1:  # the output does not depend on the only element there is
         input_delta = np.zeros_like(x)
     else:
-        mean_delta = _along(beta_delta / m, x, channel_axis)
-        mean_delta_xhat = _along(gamma_delta / m, x, channel_axis)
-        input_delta = scale * (dy - mean_delta - xhat * mean_delta_xhat)
+        delta_mean = _along(beta_delta / m, x, channel_axis)
+        delta_xhat_mean = _along(gamma_delta / m, x, channel_axis)
+        input_delta = scale * (dy - delta_mean - xhat * delta_xhat_mean)
     return BatchNormTrainingBackpropResult(input_delta, gamma_delta, beta_delta)
 
 

@@ -183,7 +183,9 @@ def test_a_constant_channel_has_variance_exactly_zero(value, layout, dtype):
 # ---------------------------------------------------------------- the same bits
 
 
-@pytest.mark.parametrize("name", ["batch_norm_training", "batch_norm_training_backprop", "batch_norm_inference_backprop"])
+@pytest.mark.parametrize(
+    "name", ["batch_norm_training", "batch_norm_training_backprop", "batch_norm_inference_backprop"]
+)
 @pytest.mark.parametrize("axis", [1, -1])
 def test_bits_do_not_depend_on_threads(name, axis, dtype):
     batch = make_batch((7, 13, 29, 31), axis, dtype)  # 81,809 elements: enough for a team

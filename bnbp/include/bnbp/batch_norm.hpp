@@ -103,9 +103,17 @@ struct Tensor {
 };
 
 /// \cond internal
+// Keeps a function's static variables to the library that it is compiled into. They would otherwise be one for the
+// whole process, shared between extensions that were compiled against different versions of this header.
+#if defined(__GNUC__)
+#define BNBP_OWN __attribute__((visibility("hidden")))
+#else
+#define BNBP_OWN
+#endif
+
 namespace detail {
 
-inline bnbp_kernels*& kernel_table() {
+BNBP_OWN inline bnbp_kernels*& kernel_table() {
     static bnbp_kernels* table = nullptr;
     return table;
 }
@@ -171,7 +179,9 @@ inline bool is_contiguous(const Tensor& tensor) {
 }
 
 inline bool is_aligned(const Tensor& tensor) {
-    return reinterpret_cast<std::uintptr_t>(tensor.data) % static_cast<std::uintptr_t>(item_size(tensor.element_type)) == 0;
+    return reinterpret_cast<std::uintptr_t>(tensor.data) %
+               static_cast<std::uintptr_t>(item_size(tensor.element_type)) ==
+           0;
 }
 
 /// The same element at the same place: an output that is an input, not one that merely overlaps it.
@@ -296,22 +306,22 @@ private:
 
 /// What an operand must look like.
 enum class Role {
-    input,       ///< the tensor that sets type, shape and channels
-    like_input,  ///< a tensor of the input's type and shape
-    parameter,   ///< a vector with a value for each channel, or none
-    statistic,   ///< a vector with a value for each channel
+    input,      ///< the tensor that sets type, shape and channels
+    like_input, ///< a tensor of the input's type and shape
+    parameter,  ///< a vector with a value for each channel, or none
+    statistic,  ///< a vector with a value for each channel
 };
 
 struct InputSpec {
     const char* name;
     Role role;
-    const void* bnbp_arguments::*slot;
+    const void* bnbp_arguments::* slot;
 };
 
 struct OutputSpec {
     const char* name;
     Role role;
-    void* bnbp_arguments::*slot;
+    void* bnbp_arguments::* slot;
 };
 
 /// All that tells one operator from another.
@@ -319,23 +329,22 @@ struct Signature {
     const char* name;
     std::vector<InputSpec> inputs;
     std::vector<OutputSpec> outputs;
-    bnbp_kernel bnbp_kernels::*kernel;
+    bnbp_kernel bnbp_kernels::* kernel;
 
     /// Every operator's inputs are the first few of one list.
-    Signature(const char* op, std::ptrdiff_t input_count, std::vector<OutputSpec> results, bnbp_kernel bnbp_kernels::*run)
+    BNBP_OWN Signature(const char* op, std::ptrdiff_t input_count, std::vector<OutputSpec> results,
+                       bnbp_kernel bnbp_kernels::* run)
         : name(op), outputs(std::move(results)), kernel(run) {
         using A = bnbp_arguments;
-        static const std::vector<InputSpec> all{{"input", Role::input, &A::input},
-                                                {"gamma", Role::parameter, &A::gamma},
-                                                {"beta", Role::parameter, &A::beta},
-                                                {"mean", Role::statistic, &A::mean},
-                                                {"variance", Role::statistic, &A::variance},
-                                                {"normalized_delta", Role::like_input, &A::normalized_delta}};
+        static const std::vector<InputSpec> all{
+            {"input", Role::input, &A::input},           {"gamma", Role::parameter, &A::gamma},
+            {"beta", Role::parameter, &A::beta},         {"mean", Role::statistic, &A::mean},
+            {"variance", Role::statistic, &A::variance}, {"normalized_delta", Role::like_input, &A::normalized_delta}};
         inputs.assign(all.begin(), all.begin() + input_count);
     }
 };
 
-inline const Signature& training_signature() {
+BNBP_OWN inline const Signature& training_signature() {
     using A = bnbp_arguments;
     static const Signature signature{"BatchNormTraining",
                                      3,
@@ -346,13 +355,15 @@ inline const Signature& training_signature() {
     return signature;
 }
 
-inline const Signature& inference_signature() {
-    static const Signature signature{
-        "BatchNormInference", 5, {{"normalized", Role::like_input, &bnbp_arguments::normalized}}, &bnbp_kernels::inference};
+BNBP_OWN inline const Signature& inference_signature() {
+    static const Signature signature{"BatchNormInference",
+                                     5,
+                                     {{"normalized", Role::like_input, &bnbp_arguments::normalized}},
+                                     &bnbp_kernels::inference};
     return signature;
 }
 
-inline Signature backprop_signature(const char* name, bnbp_kernel bnbp_kernels::*kernel) {
+inline Signature backprop_signature(const char* name, bnbp_kernel bnbp_kernels::* kernel) {
     using A = bnbp_arguments;
     return {name,
             6,
@@ -362,13 +373,15 @@ inline Signature backprop_signature(const char* name, bnbp_kernel bnbp_kernels::
             kernel};
 }
 
-inline const Signature& training_backprop_signature() {
-    static const Signature signature = backprop_signature("BatchNormTrainingBackprop", &bnbp_kernels::training_backprop);
+BNBP_OWN inline const Signature& training_backprop_signature() {
+    static const Signature signature =
+        backprop_signature("BatchNormTrainingBackprop", &bnbp_kernels::training_backprop);
     return signature;
 }
 
-inline const Signature& inference_backprop_signature() {
-    static const Signature signature = backprop_signature("BatchNormInferenceBackprop", &bnbp_kernels::inference_backprop);
+BNBP_OWN inline const Signature& inference_backprop_signature() {
+    static const Signature signature =
+        backprop_signature("BatchNormInferenceBackprop", &bnbp_kernels::inference_backprop);
     return signature;
 }
 
@@ -463,8 +476,8 @@ public:
         }
         const std::int64_t channels = input.shape[channel_axis_of(input)];
         if (channels < 1) {
-            throw ValueError("input: expected at least 1 channel on axis " + std::to_string(channel_axis_) + ", got shape " +
-                             detail::text_of(input.shape));
+            throw ValueError("input: expected at least 1 channel on axis " + std::to_string(channel_axis_) +
+                             ", got shape " + detail::text_of(input.shape));
         }
         for (std::size_t k = 1; k < inputs.size(); ++k) {
             const detail::InputSpec& spec = signature_->inputs[k];
@@ -474,7 +487,8 @@ public:
         }
         std::vector<Tensor> outputs;
         for (const detail::OutputSpec& spec : signature_->outputs) {
-            outputs.emplace_back(input.element_type, spec.role == detail::Role::like_input ? input.shape : Shape{channels});
+            outputs.emplace_back(input.element_type,
+                                 spec.role == detail::Role::like_input ? input.shape : Shape{channels});
         }
         return outputs;
     }
@@ -487,8 +501,10 @@ public:
     /// \param inputs the inputs in the operator's order; `gamma` and `beta` may be default-constructed Tensors,
     ///        which stand for ones and zeros
     /// \param num_threads upper limit of the number of threads; 0 takes the default found when bnbp was imported
-    /// \throws TypeError, ValueError as validate_and_infer_types, and for outputs that do not fit, are read-only, or
-    ///         overlap an input or each other
+    /// \throws TypeError as validate_and_infer_types, and if an output is not of the inferred type
+    /// \throws ValueError as validate_and_infer_types, and if an output has the wrong shape, is read-only, or overlaps
+    /// an
+    ///         input or another output
     /// \throws std::bad_alloc if there is no memory for the workspace
     /// \throws std::logic_error if import_kernels was not called
     void evaluate(const std::vector<Tensor>& outputs, const std::vector<Tensor>& inputs, int num_threads = 0) const {
@@ -545,8 +561,8 @@ private:
 
     void check_count(const char* what, std::size_t expected, std::size_t got) const {
         if (got != expected) {
-            throw ValueError(std::string(signature_->name) + ": expected " + std::to_string(expected) + " " + what + ", got " +
-                             std::to_string(got));
+            throw ValueError(std::string(signature_->name) + ": expected " + std::to_string(expected) + " " + what +
+                             ", got " + std::to_string(got));
         }
     }
 
@@ -557,7 +573,8 @@ private:
         }
         if (channel_axis_ < -rank || channel_axis_ >= rank) {
             throw ValueError("channel_axis: expected " + std::to_string(-rank) + " to " + std::to_string(rank - 1) +
-                             " for the axes of input " + detail::text_of(input.shape) + ", got " + std::to_string(channel_axis_));
+                             " for the axes of input " + detail::text_of(input.shape) + ", got " +
+                             std::to_string(channel_axis_));
         }
         return static_cast<std::size_t>(channel_axis_ < 0 ? channel_axis_ + rank : channel_axis_);
     }
@@ -619,8 +636,8 @@ private:
                 if (detail::Overlap::between(outputs[k], inputs[i]) &&
                     !(k == 0 && detail::is_same_memory(outputs[k], inputs[i]))) {
                     throw ValueError(output_name(k) + ": expected memory of its own" +
-                                     (k == 0 ? ", or all of an input of the same shape" : "") + ", got memory that overlaps " +
-                                     signature_->inputs[i].name);
+                                     (k == 0 ? ", or all of an input of the same shape" : "") +
+                                     ", got memory that overlaps " + signature_->inputs[i].name);
                 }
             }
             for (std::size_t j = 0; j < k; ++j) {
@@ -637,7 +654,7 @@ private:
 ///
 /// | Inputs | Shape | Outputs | Shape |
 /// |---|---|---|---|
-/// | `input` | (., C, ...) | `normalized` | that of `input` |
+/// | `input` | (N, C, ...) | `normalized` | that of `input` |
 /// | `gamma`, or none for ones | (C) | `batch_mean` | (C) |
 /// | `beta`, or none for zeros | (C) | `batch_variance`, biased | (C) |
 class BatchNormTraining : public BatchNormBase {
@@ -654,7 +671,7 @@ public:
 ///
 /// | Inputs | Shape | Outputs | Shape |
 /// |---|---|---|---|
-/// | `input` | (., C, ...) | `input_delta` | that of `input` |
+/// | `input` | (N, C, ...) | `input_delta` | that of `input` |
 /// | `gamma`, or none for ones | (C) | `gamma_delta` | (C) |
 /// | `beta`, or none; not used | (C) | `beta_delta` | (C) |
 /// | `mean`, as BatchNormTraining gave it | (C) | | |
@@ -671,7 +688,7 @@ public:
 ///
 /// | Inputs | Shape | Outputs | Shape |
 /// |---|---|---|---|
-/// | `input` | (., C, ...) | `normalized` | that of `input` |
+/// | `input` | (N, C, ...) | `normalized` | that of `input` |
 /// | `gamma`, or none for ones | (C) | | |
 /// | `beta`, or none for zeros | (C) | | |
 /// | `mean` | (C) | | |

@@ -48,35 +48,35 @@ typedef struct bnbp_arguments {
     ptrdiff_t s;                  /**< Product of the axes after the channel axis. */
     double epsilon;               /**< Added to the variance; finite and >= 0. */
     int num_threads;              /**< Upper limit of the team's size; >= 1. */
-    const void *input;            /**< (n, c, s) */
-    const void *gamma;            /**< (c), or null */
-    const void *beta;             /**< (c), or null */
-    const void *mean;             /**< (c) */
-    const void *variance;         /**< (c) */
-    const void *normalized_delta; /**< (n, c, s) */
-    void *normalized;             /**< (n, c, s), or null */
-    void *batch_mean;             /**< (c), or null */
-    void *batch_variance;         /**< (c), or null */
-    void *input_delta;            /**< (n, c, s), or null */
-    void *gamma_delta;            /**< (c), or null */
-    void *beta_delta;             /**< (c), or null */
+    const void* input;            /**< (n, c, s) */
+    const void* gamma;            /**< (c), or null */
+    const void* beta;             /**< (c), or null */
+    const void* mean;             /**< (c) */
+    const void* variance;         /**< (c) */
+    const void* normalized_delta; /**< (n, c, s) */
+    void* normalized;             /**< (n, c, s), or null */
+    void* batch_mean;             /**< (c), or null */
+    void* batch_variance;         /**< (c), or null */
+    void* input_delta;            /**< (n, c, s), or null */
+    void* gamma_delta;            /**< (c), or null */
+    void* beta_delta;             /**< (c), or null */
 } bnbp_arguments;
 
 /** An operator's kernel. It needs no GIL and may be called from many threads at once. */
-typedef bnbp_status (*bnbp_kernel)(const bnbp_arguments *arguments);
+typedef bnbp_status (*bnbp_kernel)(const bnbp_arguments* arguments);
 
 /** The table: which build of the kernels this is, and one kernel for each operator. */
 typedef struct bnbp_kernels {
-    int abi;                         /**< #BNBP_KERNELS_ABI of the build. */
-    const char *isa;                 /**< Instruction set that the kernels were compiled for. */
-    int openmp;                      /**< The compiler's `_OPENMP` (a year and month), 0 for a serial build. */
-    int default_num_threads;         /**< Used where a caller asks for 0 threads; set when bnbp is imported. */
-    int region_entered;              /**< 1 once this process has started a team of more than one thread. */
-    int serial;                      /**< 1 in a child forked after that: a new team would hang there. */
-    bnbp_kernel training;            /**< BatchNormTraining */
-    bnbp_kernel training_backprop;   /**< BatchNormTrainingBackprop */
-    bnbp_kernel inference;           /**< BatchNormInference */
-    bnbp_kernel inference_backprop;  /**< The gradient of BatchNormInference. */
+    int abi;                        /**< #BNBP_KERNELS_ABI of the build. */
+    const char* isa;                /**< Instruction set that the kernels were compiled for. */
+    int openmp;                     /**< The compiler's `_OPENMP` (a year and month), 0 for a serial build. */
+    int default_num_threads;        /**< Used where a caller asks for 0 threads; set when bnbp is imported. */
+    int region_entered;             /**< 1 once this process has started a team of more than one thread. */
+    int serial;                     /**< 1 in a child forked after that: a new team would hang there. */
+    bnbp_kernel training;           /**< BatchNormTraining */
+    bnbp_kernel training_backprop;  /**< BatchNormTrainingBackprop */
+    bnbp_kernel inference;          /**< BatchNormInference */
+    bnbp_kernel inference_backprop; /**< The gradient of BatchNormInference. */
 } bnbp_kernels;
 
 #ifdef __cplusplus

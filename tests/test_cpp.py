@@ -1,0 +1,67 @@
+"""C++ callers: a program compiled against the installed header computes a gradient and gets the errors."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from setuptools import Distribution, Extension
+from setuptools.command.build_ext import build_ext
+
+import bnbp
+from bnbp import reference
+
+WARNINGS = [] if sys.platform == "win32" else ["-std=c++17", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
+
+
+@pytest.fixture(scope="session")
+def caller(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cpp")
+    extension = Extension(
+        "caller",
+        [str(Path(__file__).parent / "cpp" / "caller.cpp")],
+        include_dirs=[bnbp.get_include()],
+        extra_compile_args=WARNINGS,
+        language="c++",
+    )
+    build = build_ext(Distribution({"name": "caller", "ext_modules": [extension]}))
+    build.build_lib = build.build_temp = str(folder)
+    build.ensure_finalized()
+    build.run()
+    spec = importlib.util.spec_from_file_location("caller", build.get_ext_fullpath("caller"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_evaluate_before_import_kernels_says_so(caller):
+    assert caller.before_import() == "bnbp: call bnbp::import_kernels() before evaluate()"
+
+
+def test_a_gradient_computed_in_cpp_is_that_of_the_reference(caller):
+    x, dy, gamma, *got = map(np.array, caller.gradient())
+    x, dy = x.reshape(3, 2, 2), dy.reshape(3, 2, 2)
+    forward = reference.batch_norm_training(x, gamma, None, 0.5)
+    expected = reference.batch_norm_training_backprop(x, gamma, None, *forward[1:], dy, 0.5)
+    assert np.ptp(expected.input_delta) > 1
+    for result, exact in zip(got, expected, strict=True):
+        np.testing.assert_allclose(result, exact.ravel(), rtol=1e-13)
+
+
+def test_cpp_gets_the_errors_of_python(caller):
+    caller.gradient()  # imports the kernels
+    assert caller.errors() == {
+        "epsilon": "epsilon: expected a finite number >= 0, got -1",
+        "type": "gamma: expected float64, the type of input, got float32",
+        "shape": "mean: expected shape (2,) for the 2 channels of input (3, 2, 2), got (1,)",
+        "count": "BatchNormInference: expected 5 inputs, got 4",
+        "outputs": "BatchNormInference: expected 1 outputs, got 2",
+        "read-only": "out[0] (normalized): expected memory that can be written to, got read-only memory",
+        "null": "out[0] (normalized): expected data, got a null pointer",
+        "strides": "input: expected a stride for each of the 3 axes, got 1",
+        "length": "input: expected lengths >= 0, got shape (-3, 2, 2)",
+    }
+    x = np.zeros((3, 2, 2))
+    with pytest.raises(ValueError, match=r"^mean: expected shape \(2,\) for the 2 channels of input \(3, 2, 2\), got"):
+        bnbp.batch_norm_inference(x, None, None, np.zeros(1), np.zeros(2))

@@ -1,0 +1,353 @@
+"""The reference pages: their examples run, their formulas are the reference's, and docs/check.py sees what it should.
+
+Building the pages is for `make docs`; nothing here needs Sphinx or Doxygen.
+"""
+
+import doctest
+import importlib.util
+import inspect
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bnbp
+from bnbp import reference
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.rst") if "_build" not in path.parts)
+BACKPROP = "ops/batch_norm_training_backprop.rst"
+OPERATORS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "BatchNormTraining": ("ops/batch_norm_training.rst", bnbp.batch_norm_training),
+    "BatchNormTrainingBackprop": (BACKPROP, bnbp.batch_norm_training_backprop),
+    "BatchNormInference": ("ops/batch_norm_inference.rst", bnbp.batch_norm_inference),
+}
+
+
+def text_of(page: str) -> str:
+    return (DOCS / page).read_text("utf-8")
+
+
+# ---------------------------------------------------------------- examples
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_examples_of_the_pages_run(page: str) -> None:
+    result = doctest.testfile(str(DOCS / page), module_relative=False, encoding="utf-8")
+    assert result.failed == 0
+    assert (result.attempted > 0) == (page == "index.rst" or page.startswith("ops/batch"))
+
+
+@pytest.mark.parametrize("name", ["bnbp.ops", "bnbp.reference", "bnbp._config"])
+def test_examples_of_the_docstrings_run(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.failed == 0
+    assert result.attempted > 0
+
+
+def test_cpp_example_prints_what_its_page_says(tmp_path: Path) -> None:
+    compiler = shutil.which("c++")
+    library = sysconfig.get_config_var("LDLIBRARY") or ""
+    folder = sysconfig.get_config_var("LIBDIR")
+    if os.name != "posix" or not compiler or not re.fullmatch(r"libpython.*\.so", library):
+        pytest.skip("needs a C++ compiler and a shared libpython")
+    program = tmp_path / "gradient"
+    include = [f"-I{bnbp.get_include()}", f"-I{sysconfig.get_path('include')}"]
+    link = [f"-L{folder}", f"-Wl,-rpath,{folder}", "-l" + library.removeprefix("lib").removesuffix(".so")]
+    source = str(DOCS / "examples" / "gradient.cpp")
+    subprocess.run(
+        [compiler, "-std=c++17", "-Wall", "-Wextra", "-Werror", *include, source, "-o", str(program), *link], check=True
+    )
+    packages = {str(Path(module.__file__ or "").parent.parent) for module in (bnbp, np)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(packages), "PYTHONHOME": sys.base_prefix}
+    shown = subprocess.run([program], env=environment, check=True, capture_output=True, text=True).stdout
+    promised, _, _ = text_of("cpp.rst").partition("$ ./gradient\n")[2].partition("\n\n")
+    assert shown.splitlines() == [line.strip() for line in promised.splitlines()]
+
+
+# ---------------------------------------------------------------- the operator pages
+
+
+HEADING = re.compile(r"^(\S.*)\n([=~-])\2{2,}$", re.MULTILINE)
+
+
+def headings(page: str, *levels: str) -> list[str]:
+    """Titles of the sections with one of these underlines."""
+    return [title for title, level in HEADING.findall(text_of(page)) if level in levels]
+
+
+def rows(page: str, section: str) -> list[list[str]]:
+    """The cells of a section's table, the head first."""
+    pieces = HEADING.split(text_of(page))  # text, title, level, text, title, level, text ...
+    body = pieces[pieces.index(section) + 2]
+    table = [re.split(r"\n     - ", row) for row in re.split(r"\n   \* - ", body)[1:]]
+    table[-1][-1] = table[-1][-1].partition("\n\n")[0]
+    return [[" ".join(cell.replace("``", "").split()) for cell in row] for row in table]
+
+
+def column(table: list[list[str]]) -> list[str]:
+    return [row[0] for row in table[1:]]
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operator_page_has_ngraphs_sections_in_its_order(name: str) -> None:
+    page, _ = OPERATORS[name]
+    assert headings(page, "=") == [name]
+    assert headings(page, "-") == ["Description", "Mathematical Definition", "C++ Interface"]
+    parts = ["Inputs", "Attributes", "Outputs"]
+    assert headings(page, "-", "~")[:5] == ["Description", *parts, "Mathematical Definition"]
+    assert f".. code-block:: cpp\n\n   {name}  // " in text_of(page).partition("\nDescription\n")[0]
+    assert f".. doxygenclass:: bnbp::op::{name}\n   :project: bnbp\n   :members:\n" in text_of(page)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operator_page_has_the_rows_of_the_function(name: str) -> None:
+    page, function = OPERATORS[name]
+    parameters = list(inspect.signature(function).parameters)
+    inputs, attributes, outputs = (rows(page, section) for section in ("Inputs", "Attributes", "Outputs"))
+    assert inputs[0] == outputs[0] == ["Name", "Element Type", "Shape"]
+    assert attributes[0] == ["Name", "Type", "Notes"]
+    assert column(inputs) == parameters[: parameters.index("epsilon")]
+    assert column(attributes) == ["epsilon", "channel_axis"]
+    assert attributes[1][1] == "double"
+    assert "bnbp's own" in attributes[2][2]
+    per_channel = {"gamma", "beta", "mean", "variance", "gamma_delta", "beta_delta", "batch_mean", "batch_variance"}
+    assert inputs[1][1:] == ["float32 or float64", r":math:`(\bullet, C, \ldots)`"]
+    for row in [*inputs[2:], *outputs[1:]]:
+        assert row[1:] == ["same as input", ":math:`(C)`" if row[0] in per_channel else "same as input"]
+
+
+def test_operator_pages_have_the_outputs_of_the_results() -> None:
+    assert tuple(column(rows(OPERATORS["BatchNormTraining"][0], "Outputs"))) == bnbp.BatchNormTrainingResult._fields
+    assert tuple(column(rows(BACKPROP, "Outputs"))) == bnbp.BatchNormTrainingBackpropResult._fields
+    assert column(rows(OPERATORS["BatchNormInference"][0], "Outputs")) == ["normalized"]
+
+
+def test_versions_agree() -> None:
+    conf = runpy.run_path(str(DOCS / "conf.py"))
+    project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text("utf-8"))["project"]
+    assert conf["release"] == conf["version"] == bnbp.__version__ == project["version"]
+
+
+# ---------------------------------------------------------------- the formulas, executed as they stand
+
+TOKEN = re.compile(
+    r"\\mathtt\{([^}]+)\}|(\\hat x)|\\(?:left|right|,|;)|(\\[a-z]+)|([0-9m+\-/^(){}])|_i|[\s.]"  # one group, or nothing
+)
+
+
+def tokens(tex: str) -> list[str]:
+    assert TOKEN.sub("", tex) == "", f"unknown TeX in {tex!r}"
+    return [match[match.lastindex].replace(r"\_", "_") for match in TOKEN.finditer(tex) if match.lastindex]
+
+
+class Formula:
+    """A recursive descent over the little TeX that the pages use. Names stand for numbers, or for vectors over i."""
+
+    def __init__(self, left: list[str], values: dict[str, Any]) -> None:
+        self.left = left.copy()
+        self.values = values
+
+    def value(self) -> Any:
+        result = self.sum()
+        assert not self.left, f"cannot read on at {self.left}"
+        return result
+
+    def next_is(self, *choices: str) -> bool:
+        return bool(self.left) and self.left[0] in choices
+
+    def sum(self) -> Any:
+        result = 0 if self.next_is("-") else self.product()
+        while self.next_is("+", "-"):
+            sign = 1 if self.left.pop(0) == "+" else -1
+            result = result + sign * self.product()
+        return result
+
+    def product(self) -> Any:
+        result = 1
+        while self.left and not self.next_is("+", "-", ")", "}"):
+            if self.next_is(r"\sum"):  # of all factors that follow
+                self.left.pop(0)
+                result = result * np.sum(self.product())
+            elif self.next_is("/"):
+                self.left.pop(0)
+                result = result / self.power()
+            else:
+                result = result * self.power()
+        return result
+
+    def power(self) -> Any:
+        base = self.atom()
+        if self.next_is("^"):
+            self.left.pop(0)
+            return base ** self.atom()
+        return base
+
+    def atom(self) -> Any:
+        token = self.left.pop(0)
+        if token in ("(", "{"):
+            result = self.sum()
+            assert self.left.pop(0) in (")", "}")
+            return result
+        if token == r"\frac":
+            return self.atom() / self.atom()
+        if token == r"\sqrt":
+            return np.sqrt(self.atom())
+        return float(token) if token.isdigit() else self.values[token]
+
+
+def equations(page: str) -> Iterator[tuple[str, str]]:
+    """Both sides of every equation in the blocks of a page; of a chain a = b = c, these are (a, b) and (a, c)."""
+    for block in re.findall(r"^\.\. math::\n\n((?:   .*\n)+)", text_of(page), re.MULTILINE):
+        left = ""
+        for line in block.split(r"\\"):
+            first, *sides = line.replace("&", "").split("=")
+            left = first if first.strip() else left
+            yield from ((left, side) for side in sides)
+
+
+def execute(page: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Run the equations of a page from top to bottom. What has a value already must have the same value again."""
+    for left, right in equations(page):
+        value = Formula(tokens(right), values).value()
+        if len(tokens(left)) == 1:
+            values.setdefault(tokens(left)[0], value)
+        again = Formula(tokens(left), values).value()
+        np.testing.assert_allclose(value, again, rtol=1e-12, atol=1e-12, err_msg=f"{left} = {right}")
+    return values
+
+
+@pytest.fixture
+def channel() -> dict[str, Any]:
+    """One channel of 7 elements, under the names of the formulas."""
+    rng = np.random.default_rng(3)
+    return {
+        "input": rng.normal(2, 3, 7),
+        "normalized_delta": rng.normal(1, 1, 7),
+        r"\gamma": 1.7,
+        r"\beta": -0.4,
+        r"\epsilon": 0.3,
+        "m": 7,
+    }
+
+
+def run_reference(function: Callable[..., Any], channel: dict[str, Any], *names: str) -> Any:
+    x, *vectors = (channel[name] for name in ("input", r"\gamma", r"\beta", *names))
+    arguments = [np.reshape(vector, (-1, 1) if np.size(vector) > 1 else 1) for vector in vectors]
+    return function(x.reshape(-1, 1), *arguments, epsilon=channel[r"\epsilon"])
+
+
+def agree(values: dict[str, Any], results: dict[str, Any]) -> None:
+    for name, result in results.items():
+        np.testing.assert_allclose(values[name], np.squeeze(result), rtol=1e-12, err_msg=name)
+
+
+def test_formulas_of_training_are_those_of_the_reference(channel: dict[str, Any]) -> None:
+    result = run_reference(reference.batch_norm_training, channel)
+    agree(execute(OPERATORS["BatchNormTraining"][0], channel), result._asdict())
+
+
+def test_formulas_and_derivation_of_the_gradient_are_those_of_the_reference(channel: dict[str, Any]) -> None:
+    forward = run_reference(reference.batch_norm_training, channel)
+    channel |= {"mean": forward.batch_mean.item(), "variance": forward.batch_variance.item()}
+    result = run_reference(reference.batch_norm_training_backprop, channel, "mean", "variance", "normalized_delta")
+    values = execute(BACKPROP, channel)
+    agree(values, {**result._asdict(), "normalized": forward.normalized})
+    assert {"gmul_delta", "variance_delta", "square_delta", "centered_delta", "mean_delta"} <= set(values)
+
+
+def test_formulas_of_inference_are_those_of_the_reference(channel: dict[str, Any]) -> None:
+    channel |= {"mean": 1.5, "variance": 4.0, r"inv_std": 1 / np.sqrt(4.3)}
+    normalized = run_reference(reference.batch_norm_inference, channel, "mean", "variance")
+    result = run_reference(reference.batch_norm_inference_backprop, channel, "mean", "variance", "normalized_delta")
+    agree(execute(OPERATORS["BatchNormInference"][0], channel), {**result._asdict(), "normalized": normalized})
+
+
+# ---------------------------------------------------------------- docs/check.py
+
+FORMULA = (
+    '<math><semantics><mi>x</mi><annotation encoding="application/x-tex">\\hat x</annotation></semantics></math>'
+    '<code>"\\frac"</code> <a href="https://example.org">a link</a> <img src="data:image/png;base64,//8=">'
+)
+
+
+@pytest.fixture(scope="module")
+def check() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_check", DOCS / "check.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def site(check: ModuleType, tmp_path: Path) -> Path:
+    """A site without faults."""
+    for name in check.PAGES_WITH_FORMULAS:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f'<p>{FORMULA}</p><div class="math">{FORMULA}</div>', "utf-8")
+    (tmp_path / "style.css").write_text(
+        '/* url(https://example.org) */ a { background: url("data:image/svg+xml,http://www.w3.org") }', "utf-8"
+    )
+    return tmp_path
+
+
+def test_check_passes_a_good_site(check: ModuleType, site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check.main([str(site)]) == 0
+    assert "5 pages, 10 formulas" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("html", "problem"),
+    [
+        (r"<p>so \frac{a}{b}</p>", r"raw TeX in the text: \frac"),
+        (r"<td>\mathtt{input}</td>", r"raw TeX in the text: \mathtt"),
+        (r"<p>\[</p>", r"raw TeX in the text: \["),
+        (r'<span class="math notranslate">x_i</span><math></math>', ""),
+        (r'<span class="math notranslate">x_i</span>', "a formula is not rendered"),
+        (r'<span class="math">x_i</span><div class="math"><math></math></div>', "a formula is not rendered"),
+        ("<math><merror>?</merror></math>", "a formula shows an error"),
+        ('<script src="https://example.org/x.js"></script>', "<script src> loads https://example.org/x.js"),
+        ('<script src="//example.org/x.js"></script>', "<script src> loads //example.org/x.js"),
+        ('<link rel="stylesheet" href="http://example.org/x.css">', "<link href> loads http://example.org/x.css"),
+        ('<img alt="" src="HTTPS://example.org/x.png"/>', "<img src> loads HTTPS://example.org/x.png"),
+        ('<img alt="" srcset="x.png, https://example.org/x.png 2x">', "<img srcset> loads"),
+        ('<iframe src="https://example.org"></iframe>', "<iframe src> loads https://example.org"),
+        ('<p style="background: url(//example.org/x.png)"></p>', "a style loads //example.org/x.png"),
+        ("<style>@import 'https://example.org/x.css';</style>", "a style loads https://example.org/x.css"),
+    ],
+)
+def test_check_finds(check: ModuleType, html: str, problem: str) -> None:
+    problems = check.Page(html).problems
+    assert [found.startswith(problem) for found in problems] == [True] * bool(problem), problems
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("api.html", "<p>no formulas</p>", "api.html: has no formulas"),
+        ("ops/index.html", None, "ops/index.html: there is no such page"),
+        ("style.css", "@import url(https://example.org/x.css);", "style.css: a style loads https://example.org/x.css"),
+        ("new.html", r"<p>\sum</p>", r"new.html: raw TeX in the text: \sum"),
+    ],
+)
+def test_check_fails_a_site_with_one_fault(site: Path, name: str, text: str | None, problem: str) -> None:
+    if text is None:
+        (site / name).unlink()
+    else:
+        (site / name).write_text(text, "utf-8")
+    command = [sys.executable, str(DOCS / "check.py"), str(site)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (1, f"docs/check.py: {problem}\n")

@@ -1,0 +1,107 @@
+"""What is shipped: type hints that a strict checker accepts, headers, and a build without OpenMP."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import metadata
+from pathlib import Path
+
+import pytest
+
+import bnbp
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = Path(bnbp.__file__).parent
+
+USER = """
+import numpy as np
+from numpy.typing import NDArray
+import bnbp
+
+x: NDArray[np.float32] = np.ones((2, 3), np.float32)
+forward = bnbp.batch_norm_training(x, None, [1.0, 2.0, 3.0], epsilon=1e-3, out=(x, None, None))
+backward = bnbp.batch_norm_training_backprop(
+    x, None, None, forward.batch_mean, forward.batch_variance, x, channel_axis=-1, out=None, num_threads=2)
+reveal_type(backward.gamma_delta)
+reveal_type(bnbp.batch_norm_inference(x, None, None, forward.batch_mean, forward.batch_variance))
+reveal_type(bnbp.show_config("dicts"))
+reveal_type(bnbp.get_include())
+reveal_type(bnbp.reference.batch_norm_training(x, None, None))
+bnbp.batch_norm_training(x, None)
+bnbp.show_config("json")
+"""
+
+
+def test_a_strict_type_checker_infers_what_users_expect(tmp_path):
+    (tmp_path / "user.py").write_text(USER)
+    result = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), "user.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        # An editable installation is found by an import hook, which type checkers do not run.
+        env={**os.environ, "MYPYPATH": str(ROOT) if PACKAGE.parent == ROOT else ""},
+    )
+    revealed = [line.split('"')[1] for line in result.stdout.splitlines() if "Revealed type" in line]
+    array = "numpy.ndarray[tuple[Any, ...], numpy.dtype[numpy.floating[Any]]]"
+    revealed = [text.replace("builtins.", "") for text in revealed]
+    assert revealed[:4] == [array, array, "dict[str, Any]", "str"]
+    assert "BatchNormTrainingResult" in revealed[4]
+    errors = [line for line in result.stdout.splitlines() if ": error:" in line]
+    assert len(errors) == 2, result.stdout  # the last two lines are mistakes
+    assert 'Missing positional argument "beta"' in errors[0]
+    assert "show_config" in errors[1]
+
+
+def test_the_headers_and_the_type_marker_are_installed():
+    for name in ("py.typed", "_core.pyi", "kernels.pxd", "include/bnbp/batch_norm.hpp", "include/bnbp/kernels.h"):
+        assert (PACKAGE / name).is_file(), name
+    assert Path(bnbp.get_include()) == PACKAGE / "include"
+
+
+def test_the_example_of_the_readme_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(code.strip().splitlines()) <= 10
+    names = {}
+    exec(code, names)
+    assert names["dx"].shape == names["x"].shape
+
+
+def test_the_version_is_the_same_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert bnbp.__version__ == metadata("bnbp")["Version"] == project["version"]
+    assert f"version: {project['version']}" in (ROOT / "CITATION.cff").read_text()
+    assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="wraps the Unix compiler")
+def test_a_compiler_without_openmp_builds_the_serial_kernels(tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "bnbp", source / "bnbp", ignore=shutil.ignore_patterns("*.so", "*.cpp", "__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("cc", "c++"):
+        wrapper = tmp_path / name
+        wrapper.write_text(
+            f'#!/bin/sh\nfor a; do case "$a" in -fopenmp|-lomp) echo "no $a here" >&2; exit 1;; esac; done\n'
+            f'exec {name} "$@"\n'
+        )
+        wrapper.chmod(0o755)
+    build = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--inplace"],
+        cwd=source,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "CC": f"{tmp_path}/cc", "CXX": f"{tmp_path}/c++"},
+    )
+    assert build.returncode == 0, build.stderr
+    assert build.stdout.count("bnbp: this compiler has no OpenMP; building the serial kernels\n") == 1
+    check = (
+        "import numpy as np, bnbp; c = bnbp.show_config('dicts')['openmp'];"
+        "print(c['enabled'], bnbp.batch_norm_training(np.ones((300, 300)), None, None, num_threads=2).batch_mean.sum())"
+    )
+    run = subprocess.run([sys.executable, "-c", check], cwd=source, capture_output=True, text=True)
+    assert run.stdout == "False 300.0\n", run.stderr
