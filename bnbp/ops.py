@@ -165,7 +165,8 @@ def batch_norm_training_backprop(
     Notes
     -----
     The gradient is that of S. Ioffe and C. Szegedy, "Batch normalization", 2015 (arXiv:1502.03167), section 3, in the
-    simplified form that the operator reference derives. Products and sums are in float64 for both types.
+    simplified form that the operator reference derives. Products and sums are in float64, and compensated where the
+    data is float64 too.
 
     Examples
     --------

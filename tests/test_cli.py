@@ -1,0 +1,437 @@
+"""The command line, run as its users run it: as a process of its own."""
+
+import errno
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bnbp
+from bnbp import reference
+
+OUTPUTS = {
+    "training": ("normalized", "batch_mean", "batch_variance"),
+    "training_backprop": ("input_delta", "gamma_delta", "beta_delta"),
+    "inference": ("normalized",),
+    "inference_backprop": ("input_delta", "gamma_delta", "beta_delta"),
+}
+INPUTS = {
+    "training": ("input", "gamma", "beta"),
+    "training_backprop": ("input", "gamma", "beta", "mean", "variance", "normalized_delta"),
+    "inference": ("input", "gamma", "beta", "mean", "variance"),
+    "inference_backprop": ("input", "gamma", "beta", "mean", "variance", "normalized_delta"),
+}
+
+
+def bnbp_command(*arguments, cwd, program=("-m", "bnbp"), **options):
+    # A fixed width: messages must not depend on the terminal that the tests run in.
+    environment = {**os.environ, "COLUMNS": "80", **options.pop("env", {})}
+    command = [sys.executable, *program, *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False, **options
+    )
+
+
+def make_arrays(op="training_backprop", dtype=np.float32, shape=(4, 3, 5), channel_axis=1, seed=0):
+    rng = np.random.default_rng(seed)
+    channels = shape[channel_axis]
+    everything = {
+        "input": rng.normal(1, 2, shape),
+        "gamma": rng.normal(1, 0.5, channels),
+        "beta": rng.normal(0, 1, channels),
+        "mean": rng.normal(1, 0.1, channels),
+        "variance": rng.uniform(1, 4, channels),
+        "normalized_delta": rng.normal(0, 1, shape),
+    }
+    return {name: everything[name].astype(dtype) for name in INPUTS[op]}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a good file in it, from which the bad ones are made."""
+    np.savez(tmp_path / "in.npz", **make_arrays())
+    return tmp_path
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def assert_refused(folder, *arguments, code=1, says=(), **options):
+    """One line on standard error, none on the other, the exit code, and a folder as it was."""
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    done = bnbp_command(*arguments, cwd=folder, **options)
+    assert done.returncode == code, done
+    assert done.stdout == ""
+    assert done.stderr.startswith("bnbp: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.endswith("\n")
+    for text in says:
+        assert text in done.stderr
+    assert before == {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    return done.stderr
+
+
+# What it does
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("op", OUTPUTS)
+def test_run_agrees_with_the_reference(tmp_path, op, dtype):
+    arrays = make_arrays(op, dtype)
+    np.savez(tmp_path / "in.npz", **arrays)
+    done = bnbp_command("run", "in.npz", "-o", "out.npz", "--op", op, "--epsilon", "0.25", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert names_in(tmp_path) == ["in.npz", "out.npz"]
+
+    expected = getattr(reference, f"batch_norm_{op}")(**arrays, epsilon=0.25)
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    with np.load(tmp_path / "out.npz") as results:
+        assert tuple(results.files) == OUTPUTS[op]
+        for name, value in zip(OUTPUTS[op], expected, strict=True):
+            assert results[name].dtype == dtype
+            tolerance = 64 * np.finfo(dtype).eps
+            np.testing.assert_allclose(results[name], value, rtol=tolerance, atol=tolerance)
+            assert np.ptp(value) > 0.1  # not degenerate
+
+
+def test_run_needs_neither_gamma_nor_beta_and_takes_channels_last(tmp_path):
+    arrays = make_arrays(shape=(4, 5, 3), channel_axis=-1)
+    del arrays["gamma"], arrays["beta"]
+    np.savez_compressed(tmp_path / "in.npz", **arrays)
+    done = bnbp_command(
+        "run", "in.npz", "--output", "out.npz", "--channel-axis", "-1", "--num-threads", "2", cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    expected = reference.batch_norm_training_backprop(**arrays, gamma=None, beta=None, channel_axis=-1)
+    with np.load(tmp_path / "out.npz") as results:
+        for name, value in expected._asdict().items():
+            np.testing.assert_allclose(results[name], value, rtol=1e-5, atol=1e-5)
+
+
+def test_run_says_what_it_saved_and_where(folder):
+    output = folder / ("long-" * 30 + "[red] name.npz")
+    done = bnbp_command("run", "in.npz", "-o", output, cwd=folder)
+    lines = done.stdout.splitlines()
+    assert f"saved in {output}" in lines  # neither wrapped nor taken for markup
+    assert any(line.split() == ["input_delta", "(4,", "3,", "5)", "float32"] for line in lines)
+    assert "\x1b" not in done.stdout
+
+
+def test_run_gives_the_output_the_usual_permissions(folder):
+    bnbp_command("run", "in.npz", "-o", "out.npz", cwd=folder, umask=0o027)
+    assert (folder / "out.npz").stat().st_mode & 0o777 == 0o640
+
+
+def test_force_replaces_an_output_and_keeps_a_link_a_link(folder):
+    (folder / "real.npz").write_text("something else")
+    (folder / "out.npz").symlink_to("real.npz")
+    done = bnbp_command("run", "in.npz", "-o", "out.npz", "--force", cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (folder / "out.npz").is_symlink()
+    with np.load(folder / "real.npz") as results:
+        assert tuple(results.files) == OUTPUTS["training_backprop"]
+
+
+def test_info_says_what_show_config_says(tmp_path):
+    done = bnbp_command("info", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    config = bnbp.show_config("dicts")
+    for key, value in config.items():
+        assert key in done.stdout
+        for name in value if isinstance(value, dict) else ():
+            assert name in done.stdout
+    assert config["version"] in done.stdout
+    assert config["threads"]["source"] in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--version"], [bnbp.__version__]),
+        (["--help"], ["info", "run", "demo"]),
+        (["run", "--help"], ["--output", "--op", "--epsilon", "--channel-axis", "--num-threads", "--force"]),
+    ],
+)
+def test_help_and_version(tmp_path, arguments, says):
+    done = bnbp_command(*arguments, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(text in done.stdout for text in says)
+
+
+def test_the_installed_command_is_the_same(tmp_path):
+    command = shutil.which("bnbp", path=Path(sys.executable).parent)
+    assert command is not None
+    done = subprocess.run([command, "--version"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == f"bnbp {bnbp.__version__}\n"
+
+
+# What it refuses: the command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "Missing command"),
+        (["run"], "FILE.npz"),
+        (["run", "in.npz"], "--output"),
+        (["run", "in.npz", "-o", "out.npz", "--op", "forward"], "'training_backprop'"),
+        (["run", "in.npz", "-o", "out.npz", "--colour"], "--colour"),
+        (["run", "in.npz", "-o", "in.npz"], "it is the input file"),
+        (["run", "in.npz", "-o", "link.npz", "--force"], "it is the input file"),
+        (["demo", "--epochs", "0"], "--epochs"),
+        (["demo", "--plot", "plot.txt"], ".png"),
+    ],
+)
+def test_a_command_that_is_not_understood(folder, arguments, says):
+    (folder / "link.npz").symlink_to("in.npz")
+    assert_refused(folder, *arguments, code=2, says=[says, "bnbp --help"])
+
+
+# What it refuses: the arrays
+
+
+def without(*names):
+    return lambda arrays: {name: array for name, array in arrays.items() if name not in names}
+
+
+def changed(**arrays):
+    return lambda others: {**others, **arrays}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (without("input"), ["in.npz: missing input", "normalized_delta"]),
+        (without("mean", "variance"), ["missing mean, variance;"]),
+        (changed(gama=np.ones(3)), ["unknown array 'gama' (is it gamma?)", "input, gamma, beta, mean, variance"]),
+        (lambda arrays: {"arr_0": arrays["input"]}, ["unknown array 'arr_0'"]),
+        (changed(gamma=np.ones(4, np.float32)), ["gamma", "(3,)", "(4,)"]),
+        (changed(input=np.ones((4, 3, 5), np.int64)), ["input", "int64"]),
+        (changed(input=np.array([None, {}])), ["input holds Python objects"]),
+    ],
+)
+def test_arrays_that_do_not_fit(folder, change, says):
+    np.savez(folder / "in.npz", **change(make_arrays()))
+    assert_refused(folder, "run", "in.npz", "-o", "out.npz", says=says)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--op", "training"], "unknown array 'mean'"),
+        (["--epsilon", "-1"], "epsilon"),
+        (["--channel-axis", "3"], "channel_axis"),
+    ],
+)
+def test_options_that_do_not_fit_the_arrays(folder, arguments, says):
+    assert_refused(folder, "run", "in.npz", "-o", "out.npz", *arguments, says=[says])
+
+
+# What it refuses: the files
+
+
+def test_an_input_that_is_not_there(folder):
+    name = "not-there-" * 12 + "[bold].npz"
+    assert_refused(folder, "run", name, "-o", "out.npz", says=[f"cannot read {name}: No such file"])
+
+
+def test_an_input_that_is_a_folder(folder):
+    assert_refused(folder, "run", ".", "-o", "out.npz", says=["cannot read .: Is a directory"])
+
+
+def test_a_name_with_control_characters_stays_on_one_line(folder):
+    assert_refused(folder, "run", "a\nb\x1b[31m.npz", "-o", "out.npz", says=[r"a\nb\x1b[31m.npz"])
+
+
+def truncated(data):
+    return data[: len(data) // 2]
+
+
+def damaged(data):
+    middle = data.index(b"NUMPY") + 200  # inside the first array's elements: the checksum no longer fits
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+def with_a_bad_header(data):
+    return data.replace(b"'descr'", b"'desrc'")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda data: b"", "not an .npz file"),
+        (lambda data: b"input,gamma\n1,2\n", "not an .npz file"),
+        (truncated, "not an .npz file"),
+        (damaged, "cannot read input: Bad CRC-32"),
+        (with_a_bad_header, "cannot read input: "),
+    ],
+)
+def test_an_input_that_is_not_a_sound_archive(folder, change, says):
+    data = (folder / "in.npz").read_bytes()
+    assert change(data) != data
+    (folder / "in.npz").write_bytes(change(data))
+    assert_refused(folder, "run", "in.npz", "-o", "out.npz", says=["in.npz", says])
+
+
+def test_an_input_that_is_a_single_array(folder):
+    with (folder / "in.npz").open("wb") as stream:
+        np.save(stream, np.ones(3))
+    assert_refused(folder, "run", "in.npz", "-o", "out.npz", says=[".npy"])
+
+
+def test_an_archive_member_that_is_not_an_array(folder):
+    with zipfile.ZipFile(folder / "in.npz", "w") as archive:
+        for name in INPUTS["training"]:
+            archive.writestr(name, "text")
+    assert_refused(folder, "run", "in.npz", "-o", "out.npz", "--op", "training", says=["input is not an array"])
+
+
+def test_an_output_that_exists(folder):
+    (folder / "out.npz").write_text("precious")
+    assert_refused(folder, "run", "in.npz", "-o", "out.npz", says=["out.npz", "it exists", "--force"])
+
+
+def test_an_output_that_is_a_folder(folder):
+    (folder / "out").mkdir()
+    assert_refused(folder, "run", "in.npz", "-o", "out", "--force", says=["it is a folder"])
+    assert names_in(folder / "out") == []
+
+
+def test_an_output_in_a_folder_that_is_not_there(folder):
+    assert_refused(folder, "run", "in.npz", "-o", "no/out.npz", says=["no/out.npz", "there is no folder no"])
+
+
+def test_an_output_that_is_not_an_ordinary_file(folder):
+    os.mkfifo(folder / "pipe")
+    assert_refused(folder, "run", "in.npz", "-o", "pipe", "--force", says=["it is not an ordinary file"])
+    assert (folder / "pipe").is_fifo()
+
+
+def test_an_output_whose_name_is_too_long(folder):
+    assert_refused(folder, "run", "in.npz", "-o", "x" * 300, says=["File name too long"])
+
+
+@pytest.mark.parametrize("room", [0, 100_000])
+def test_a_disk_without_room(folder, room):
+    """A limit of the file size stands in for a full disk: the write fails after so many bytes."""
+    np.savez(folder / "in.npz", **make_arrays(shape=(4, 3, 5000)))  # larger than any buffer
+    (folder / "out.npz").write_text("precious")
+    assert_refused(
+        folder,
+        *("run", "in.npz", "-o", "out.npz", "--force"),
+        says=["cannot write out.npz: File too large"],
+        env={"PYTHONDONTWRITEBYTECODE": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
+    )
+
+
+WHILE_WRITING = """
+import errno, os, pathlib, signal, sys
+import numpy as np
+from bnbp.__main__ import main
+
+def interfere(stream, **arrays):
+    stream.write(b"half of it")
+    stream.flush()
+    assert len(list(pathlib.Path().iterdir())) == 2, "the temporary file is in the folder"
+    {event}
+
+np.savez = interfere
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("event", "says"),
+    [
+        ("raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))", "cannot write out.npz: No space left on device"),
+        ("os.kill(os.getpid(), signal.SIGINT)", "interrupted"),
+        ("os.kill(os.getpid(), signal.SIGTERM)", "interrupted"),
+    ],
+)
+def test_nothing_is_left_of_a_write_that_fails(folder, event, says):
+    program = ["-c", WHILE_WRITING.format(event=event)]
+    assert_refused(folder, "run", "in.npz", "-o", "out.npz", program=program, says=[says])
+
+
+def test_an_output_that_appears_meanwhile_is_not_overwritten(folder):
+    program = ["-c", WHILE_WRITING.format(event="pathlib.Path('out.npz').write_text('precious')")]
+    done = bnbp_command("run", "in.npz", "-o", "out.npz", program=program, cwd=folder)
+    assert (done.returncode, done.stderr) == (1, "bnbp: cannot write out.npz: File exists\n")
+    assert names_in(folder) == ["in.npz", "out.npz"]
+    assert (folder / "out.npz").read_text() == "precious"
+
+
+def test_a_file_system_without_hard_links_will_do(folder):
+    no_links = """def refuse(*names):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+    os.link = refuse"""
+    program = ["-c", WHILE_WRITING.format(event=no_links)]
+    assert bnbp_command("run", "in.npz", "-o", "out.npz", program=program, cwd=folder).returncode == 0
+    assert names_in(folder) == ["in.npz", "out.npz"]
+    assert (folder / "out.npz").read_bytes() == b"half of it"  # all that was written
+    program = ["-c", WHILE_WRITING.format(event=no_links + "; pathlib.Path('new.npz').write_text('precious')")]
+    (folder / "out.npz").unlink()
+    done = bnbp_command("run", "in.npz", "-o", "new.npz", program=program, cwd=folder)
+    assert (done.returncode, done.stderr) == (1, "bnbp: cannot write new.npz: File exists\n")
+    assert (folder / "new.npz").read_text() == "precious"
+    assert names_in(folder) == ["in.npz", "new.npz"]
+
+
+def test_an_interrupt_while_reading(folder):
+    os.mkfifo(folder / "pipe")
+    command = [sys.executable, "-m", "bnbp", "run", "pipe", "-o", "out.npz"]
+    with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as process:
+        writer = open_when_read(folder / "pipe", process)
+        process.send_signal(signal.SIGINT)  # it waits for what we never write
+        _, error = process.communicate(timeout=30)
+        os.close(writer)
+    assert (process.returncode, error) == (1, "bnbp: interrupted\n")
+    assert names_in(folder) == ["in.npz", "pipe"]
+
+
+def open_when_read(pipe, reader):
+    """Open a named pipe for writing as soon as a process has opened it for reading."""
+    while True:
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # nobody reads yet
+                raise
+            assert reader.poll() is None, "the process has ended without reading"
+            time.sleep(0.01)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has /dev/full")
+def test_a_full_disk_behind_standard_output(folder):
+    command = [sys.executable, "-m", "bnbp", "info"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=folder, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "bnbp: cannot write to standard output: No space left on device\n")
+
+
+# What it refuses: an installation without the extras
+
+
+def without_package(name):
+    return ["-c", f"import sys; sys.modules[{name!r}] = None; from bnbp.__main__ import main; sys.exit(main())"]
+
+
+@pytest.mark.parametrize("package", ["typer", "rich"])
+def test_without_the_packages_of_the_command_line(folder, package):
+    message = assert_refused(folder, "info", program=without_package(package))
+    assert message == "bnbp: the command line needs two more packages; run: pip install 'bnbp[cli]'\n"
+
+
+def test_the_demo_without_its_packages(folder):
+    message = assert_refused(folder, "demo", program=without_package("sklearn"))
+    assert message == "bnbp: the demo needs scikit-learn and matplotlib; run: pip install 'bnbp[demo]'\n"
