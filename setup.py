@@ -1,5 +1,8 @@
 """What pyproject.toml cannot say: the compiled extensions, and how this compiler is asked for OpenMP."""
 
+import os
+import platform
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -17,9 +20,25 @@ OPENMP = {
     "unix": [(["-fopenmp"], ["-fopenmp"]), (["-Xpreprocessor", "-fopenmp"], ["-lomp"])],
 }
 
+# The kernels are compiled once for each level of the instruction set; bnbp/_isa.py chooses one at import.
+# GCC prefers 256-bit vectors unless told otherwise.
+X86_64 = {
+    "x86_64": [],
+    "x86_64_v3": ["-march=x86-64-v3"],
+    "x86_64_v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+}
+IS_X86_64 = os.name == "posix" and platform.machine() in ("x86_64", "AMD64")
+LEVELS = X86_64 if IS_X86_64 else {"baseline": []}
+
+HEADERS = ["bnbp/include/bnbp/kernels.h", "bnbp/include/bnbp/batch_norm.hpp", "bnbp/_machine.h", "bnbp/kernels.pxd"]
+
 
 class BuildExt(build_ext):
     """Adds the flags once the compiler is known."""
+
+    def initialize_options(self) -> None:
+        super().initialize_options()
+        self.parallel = os.cpu_count()
 
     def build_extensions(self) -> None:
         kind = "msvc" if self.compiler.compiler_type == "msvc" else "unix"
@@ -27,7 +46,7 @@ class BuildExt(build_ext):
         if not compile_args:
             print("bnbp: this compiler has no OpenMP; building the serial kernels")
         for extension in self.extensions:
-            extension.extra_compile_args = FLAGS[kind] + compile_args
+            extension.extra_compile_args = FLAGS[kind] + compile_args + extension.extra_compile_args
             extension.extra_link_args = link_args
         super().build_extensions()
 
@@ -44,23 +63,32 @@ class BuildExt(build_ext):
         return True
 
 
-def extension(name: str) -> Extension:
-    headers = ["bnbp/include/bnbp/kernels.h", "bnbp/include/bnbp/batch_norm.hpp", "bnbp/kernels.pxd"]
+def extension(name: str, source: str, **options: object) -> Extension:
     return Extension(
-        f"bnbp.{name}", [f"bnbp/{name}.pyx"], include_dirs=["bnbp/include"], depends=headers, language="c++"
+        f"bnbp.{name}", [source], include_dirs=["bnbp", "bnbp/include"], depends=HEADERS, language="c++", **options
     )
 
 
-setup(
-    ext_modules=cythonize(
-        [extension("_core"), extension("_kernels")],
-        compiler_directives={
-            "language_level": 3,
-            "boundscheck": False,
-            "wraparound": False,
-            "cdivision": True,
-            "initializedcheck": False,  # the kernels' views have no Python object behind them; see _kernels.pyx, g
-        },
-    ),
-    cmdclass={"build_ext": BuildExt},
+def kernels(generated: Extension) -> list[Extension]:
+    """An extension for each level from the C++ of one: copies, so that they can be compiled at the same time."""
+    extensions = []
+    for level, flags in LEVELS.items():
+        name = f"_kernels_{level}"
+        source = shutil.copy(generated.sources[0], f"bnbp/{name}.cpp")
+        rename = [("PyInit__kernels", f"PyInit_{name}")]
+        extensions.append(extension(name, source, define_macros=rename, extra_compile_args=flags))
+    return extensions
+
+
+core, generated = cythonize(
+    [extension("_core", "bnbp/_core.pyx"), extension("_kernels", "bnbp/_kernels.pyx")],
+    compiler_directives={
+        "language_level": 3,
+        "boundscheck": False,
+        "wraparound": False,
+        "cdivision": True,
+        "initializedcheck": False,  # the kernels' views have no Python object behind them; see _kernels.pyx, h
+    },
 )
+
+setup(ext_modules=[core, *kernels(generated)], cmdclass={"build_ext": BuildExt})

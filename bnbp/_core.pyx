@@ -10,7 +10,7 @@ import os
 
 import numpy as np
 
-from bnbp._kernels import kernels  # the capsule, which C++ callers import from here
+from bnbp._isa import load_kernels
 from bnbp._threads import default_num_threads
 
 from cpython.buffer cimport PyBUF_STRIDES, PyObject_GetBuffer
@@ -42,6 +42,21 @@ cdef extern from "bnbp/batch_norm.hpp" namespace "bnbp" nogil:
         }
     }
 
+    // Whether this CPU, and its operating system, can run code of a level of the x86-64 psABI.
+    static int cpu_supports(const char* level) {
+    #if defined(__x86_64__) && defined(__GNUC__)
+        __builtin_cpu_init();
+        const int v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+                       __builtin_cpu_supports("bmi2");
+        const int v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                       __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                       __builtin_cpu_supports("avx512vl");
+        if (!strcmp(level, "x86-64-v4")) return v4;
+        if (!strcmp(level, "x86-64-v3")) return v3;
+    #endif
+        return 1;
+    }
+
     // The buffers of one call, given back when it ends, however it ends.
     struct Buffers {
         Py_buffer views[9];  // six inputs and three outputs
@@ -50,6 +65,7 @@ cdef extern from "bnbp/batch_norm.hpp" namespace "bnbp" nogil:
     };
     """
     void raise_python "::raise_python"()
+    int cpu_supports "::cpu_supports"(const char* level)
 
     cppclass Buffers "::Buffers":
         Py_buffer* views
@@ -239,9 +255,19 @@ cdef tuple out_of(out, Py_ssize_t count):
 
 # ---------------------------------------------------------------- the process
 
+kernels, _isa = load_kernels(lambda level: cpu_supports(level.encode()))  # C++ callers import the capsule from here
 cdef bnbp_kernels* table = <bnbp_kernels*> PyCapsule_GetPointer(kernels, BNBP_KERNELS_CAPSULE)
 set_kernels(table)
+table.l2_size = l2_size() or table.l2_size
 table.default_num_threads, _threads_source = default_num_threads()
+
+
+cdef Py_ssize_t l2_size():
+    """Bytes of a core's L2 cache, or 0 where the system does not say."""
+    try:
+        return max(os.sysconf("SC_LEVEL2_CACHE_SIZE"), 0)
+    except (AttributeError, ValueError, OSError):
+        return 0
 
 
 def _after_fork():
@@ -257,7 +283,8 @@ if hasattr(os, "register_at_fork"):
 def config():
     """What `bnbp.show_config` says of the compiled part."""
     return {
-        "isa": {"used": table.isa.decode(), "built": [table.isa.decode()]},
+        "isa": _isa,
+        "l2": table.l2_size,
         "openmp": {"enabled": table.openmp != 0, "version": table.openmp or None},
         "threads": {
             "default": 1 if table.serial else table.default_num_threads,

@@ -37,6 +37,7 @@ cdef extern from "bnbp/kernels.h" nogil:
     ctypedef struct bnbp_kernels:
         int abi
         const char *isa
+        Py_ssize_t l2_size
         int openmp
         int default_num_threads
         int region_entered

@@ -1,0 +1,131 @@
+/* What the kernels need of the machine and Cython has no words for. Compiled once for each instruction set. */
+#ifndef BNBP_MACHINE_H
+#define BNBP_MACHINE_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__SSE2__) || defined(_M_X64)
+#include <immintrin.h>
+#endif
+
+#ifdef _OPENMP
+#define BNBP_OPENMP _OPENMP
+#else
+#define BNBP_OPENMP 0
+#endif
+
+/* The levels of the x86-64 psABI; elsewhere there is one. */
+#if defined(__AVX512F__) && defined(__AVX512VL__)
+#define BNBP_ISA "x86-64-v4"
+#elif defined(__AVX2__)
+#define BNBP_ISA "x86-64-v3"
+#elif defined(__x86_64__) || defined(_M_X64)
+#define BNBP_ISA "x86-64"
+#else
+#define BNBP_ISA "baseline"
+#endif
+
+/* Fills in a Cython memoryview that is None: address, shape and strides of a C-contiguous (a, b, c) array. */
+#define VIEW(view, memory, a, b, c, size)                                                                              \
+    ((view).data = (char *)(memory),                                                                                   \
+     (view).shape[0] = (a), (view).strides[0] = (b) * (c) * (Py_ssize_t)(size),                                        \
+     (view).shape[1] = (b), (view).strides[1] = (c) * (Py_ssize_t)(size),                                              \
+     (view).shape[2] = (c), (view).strides[2] = (Py_ssize_t)(size))
+
+/* Waits for the other threads of the team; nothing outside a parallel region. */
+static inline void barrier(void) {
+#ifdef _OPENMP
+#pragma omp barrier
+#endif
+}
+
+/* Asks for the cache lines of memory that will be read soon; any address will do. */
+static inline void prefetch(const void *address, size_t bytes) {
+#if defined(__GNUC__)
+    for (size_t i = 0; i < bytes; i += 64)
+        __builtin_prefetch((const char *)address + i, 0, 2);
+#else
+    (void)address, (void)bytes;
+#endif
+}
+
+/* Copies memory, whole cache lines past the caches: those are then not read before they are written, and do not push
+   out what the other pass still needs. */
+static inline void stream(void *to, const void *from, size_t bytes) {
+#if defined(__SSE2__) || defined(_M_X64)
+    char *target = (char *)to;
+    const char *source = (const char *)from;
+    const size_t head = (size_t)(-(uintptr_t)target % 64);
+    if (bytes < head + 64) {
+        memcpy(target, source, bytes);
+        return;
+    }
+    memcpy(target, source, head);
+    target += head, source += head, bytes -= head;
+    for (; bytes >= 64; target += 64, source += 64, bytes -= 64) {
+#if defined(__AVX512F__)
+        _mm512_stream_si512((__m512i *)target, _mm512_loadu_si512(source));
+#else
+        for (int i = 0; i < 4; ++i)
+            _mm_stream_si128((__m128i *)target + i, _mm_loadu_si128((const __m128i *)source + i));
+#endif
+    }
+    memcpy(target, source, bytes);
+#else
+    memcpy(to, from, bytes);
+#endif
+}
+
+/* Makes streamed lines visible to the threads that read them next. */
+static inline void stream_fence(void) {
+#if defined(__SSE2__) || defined(_M_X64)
+    _mm_sfence();
+#endif
+}
+
+/* a + b and a - b by the units that multiply, which have nothing else to do in a reduction: on CPUs with units of their
+   own for additions and conversions this nearly halves the time. `one` is 1.0 from `one()`, which keeps the compiler from
+   seeing that a multiplication by it can go. The bits are those of a plain sum. */
+static inline double one(void) {
+    double value = 1.0;
+#if defined(__FMA__) && defined(__GNUC__)
+    __asm__("" : "+x"(value));
+#endif
+    return value;
+}
+static inline double plus(double a, double b, double one) {
+#if defined(__FMA__)
+    return fma(a, one, b);
+#else
+    (void)one;
+    return a + b;
+#endif
+}
+static inline double minus(double a, double b, double one) {
+#if defined(__FMA__)
+    return fma(a, one, -b);
+#else
+    (void)one;
+    return a - b;
+#endif
+}
+
+/* The rounding error of p = a * b, exactly; 0 for products so small (below 2^-960) that it could be subnormal, where
+   the two ways to compute it would differ. */
+static inline double product_error(double a, double b, double p) {
+#if defined(__FMA__)
+    double error = fma(a, b, -p);
+#else
+    /* Dekker: each factor is split into halves of 26 bits, whose products are exact. Large factors would overflow in the
+       split; they are scaled by a power of two, which changes no bit. */
+    const double sa = fabs(a) > 0x1p990 ? 0x1p-60 : 1.0, sb = fabs(b) > 0x1p990 ? 0x1p-60 : 1.0;
+    const double u = a * sa, v = b * sb, big_u = 134217729.0 * u, big_v = 134217729.0 * v;
+    const double u1 = big_u - (big_u - u), v1 = big_v - (big_v - v), u2 = u - u1, v2 = v - v1;
+    double error = (((u1 * v1 - p * sa * sb) + u1 * v2 + u2 * v1) + u2 * v2) / sa / sb;
+#endif
+    return fabs(p) < 0x1p-960 ? 0.0 : error;
+}
+
+#endif /* BNBP_MACHINE_H */
