@@ -79,6 +79,7 @@ cdef extern from "_machine.h" nogil:
     void VIEW(const double[:, :, ::1] view, const void* memory, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c, size_t size)
     void barrier()
     void prefetch(const void* address, size_t size)
+    void prefetch_line(const void* address)
     void stream(void* to, const void* source, size_t size)
     void stream_fence()
     double product_error(double a, double b, double p)
@@ -249,6 +250,7 @@ cdef struct Plan:
     Py_ssize_t units
     bint reduces, applies
     bint shared            # all threads work on a unit together
+    bint far               # apply finds its data in L3
     bint cold              # apply finds its data in memory, and runs far apart
     bint streams           # the output is written past the caches
     int team
@@ -258,6 +260,7 @@ cdef struct Task:          # a chunk of some channels: `rows` rows of `length` e
     Py_ssize_t chunk, c0, c1
     Py_ssize_t n0, s0      # where it begins, in channel c0
     Py_ssize_t rows, length, last, pitch
+    Py_ssize_t next        # elements to the same place in the thread's next unit, if its cache can hold two; or 0
 
 
 cdef Plan plan_of(const bnbp_arguments* a, Operator operator, bint reduces, bint applies, bint in_place) noexcept nogil:
@@ -302,6 +305,7 @@ cdef Plan plan_of(const bnbp_arguments* a, Operator operator, bint reduces, bint
         p.shared = p.team > 1
     elif p.shared:
         p.unit = min(max(l2 // 2 * p.team // max(channel * p.width, 1), 1) * p.width, p.c)
+    p.far = channel * p.unit > (l2 // 2) * (p.team if p.shared else 1)
     p.cold = p.unit == p.c and p.s < CHUNK and (p.long_runs or p.width < p.c)
     p.units = (p.c + p.unit - 1) // p.unit
     if p.team > 1:
@@ -325,6 +329,7 @@ cdef inline Task task_of(Plan p, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t index)
     rows = n1 - t.n0
     t.s0 = t.chunk % p.per_run * CHUNK
     t.pitch = p.merge * p.c * p.s
+    t.next = 0 if p.shared else p.unit * p.s
     t.rows = (rows + p.merge - 1) // p.merge
     if p.long_runs:
         t.length = t.last = min(p.s - t.s0, CHUNK)
@@ -349,15 +354,18 @@ cdef struct Lanes:
     double[16] delta, delta_lo, product, product_lo
 
 
-cdef void reduce_lanes(const real* x, const real* dy, Py_ssize_t length, double mean, bint statistics, Lanes* sums
-                       ) noexcept nogil:
-    """Adds a run, a multiple of LANES elements, to the lanes' sums."""
+cdef void reduce_lanes(const real* x, const real* dy, Py_ssize_t length, Py_ssize_t ahead, double mean, bint statistics,
+                       Lanes* sums) noexcept nogil:
+    """Adds a run, a multiple of LANES elements, to the lanes' sums; asks for what comes `ahead` elements later."""
     cdef double[LANES] delta, delta_lo, product, product_lo  # local arrays, which become registers
     cdef Py_ssize_t i, lane
     cdef double unit = one()
     for lane in range(16):  # literal bounds: with an enum GCC keeps the lanes in memory
         delta[lane] = delta_lo[lane] = product[lane] = product_lo[lane] = 0.0
     for i in range(0, length, 16):
+        prefetch_line(x + i + ahead)
+        if not statistics:
+            prefetch_line(dy + i + ahead)
         for lane in range(16):
             add_term(&delta[lane], &delta_lo[lane], &product[lane], &product_lo[lane], x[i + lane], dy[i + lane], mean,
                      statistics, unit)
@@ -389,17 +397,21 @@ cdef void reduce_long(
 ) noexcept nogil:
     """The sums of a chunk of long runs: LANES accumulators, folded in halves at the end."""
     cdef Lanes lanes
-    cdef Py_ssize_t i, row, whole_lanes = t.length - t.length % LANES
+    cdef Py_ssize_t i, row, near, far = min(AHEAD // sizeof(real), s), whole_lanes = t.length - t.length % LANES
     memset(&lanes, 0, sizeof(Lanes))
     for row in range(t.rows):
-        if t.s0 + t.length == s:  # the next run is in another page, where the hardware does not look ahead
-            prefetch(x + t.pitch - t.s0, AHEAD)
-            if not statistics:
-                prefetch(dy + t.pitch - t.s0, AHEAD)
-        if statistics:
-            reduce_lanes(x, dy, whole_lanes, mean, True, &lanes)
+        # What is asked for next: the same run further on, and near its end the start of the next one, which is in another
+        # page, where the hardware does not look ahead.
+        if t.next:
+            near, far = whole_lanes, t.next
         else:
-            reduce_lanes(x, dy, whole_lanes, mean, False, &lanes)
+            near = whole_lanes if s - t.s0 - t.length >= far else max(s - t.s0 - far, 0) // LANES * LANES
+        if statistics:
+            reduce_lanes(x, dy, near, far, mean, True, &lanes)
+            reduce_lanes(x + near, dy + near, whole_lanes - near, far + t.pitch - s, mean, True, &lanes)
+        else:
+            reduce_lanes(x, dy, near, far, mean, False, &lanes)
+            reduce_lanes(x + near, dy + near, whole_lanes - near, far + t.pitch - s, mean, False, &lanes)
         for i in range(whole_lanes, t.length):
             add_term(&lanes.delta[i - whole_lanes], &lanes.delta_lo[i - whole_lanes], &lanes.product[i - whole_lanes],
                      &lanes.product_lo[i - whole_lanes], x[i], dy[i], mean, statistics, 1.0)
@@ -434,15 +446,10 @@ cdef void reduce_rows(
     for i in range(t.length):
         delta[i] = delta_lo[i] = product[i] = product_lo[i] = 0.0
     while row + 4 <= rows:  # four rows at a time, so that the accumulators are loaded and stored less often
-        prefetch(x + 4 * pitch, t.length * sizeof(real))  # other pages, where the hardware does not look ahead
-        prefetch(x + 5 * pitch, t.length * sizeof(real))
-        prefetch(x + 6 * pitch, t.length * sizeof(real))
-        prefetch(x + 7 * pitch, t.length * sizeof(real))
-        if not statistics:
-            prefetch(dy + 4 * pitch, t.length * sizeof(real))
-            prefetch(dy + 5 * pitch, t.length * sizeof(real))
-            prefetch(dy + 6 * pitch, t.length * sizeof(real))
-            prefetch(dy + 7 * pitch, t.length * sizeof(real))
+        for i in range(4, 8):  # in other pages, where the hardware does not look ahead
+            prefetch(x + i * pitch, t.length * sizeof(real))
+            if not statistics:
+                prefetch(dy + i * pitch, t.length * sizeof(real))
         for i in range(t.length):
             d, d_lo, q, q_lo = delta[i], delta_lo[i], product[i], product_lo[i]
             add_term(&d, &d_lo, &q, &q_lo, x[i], dy[i], mean[i], statistics, unit)
@@ -571,6 +578,10 @@ cdef void apply_task(
         count = BLOCK - (<uintptr_t> dx0 % 64 // sizeof(real) if p.streams else 0)  # so that blocks end where lines do
         while i < length:
             count = min(length - i, count)
+            if p.far:
+                prefetch(x0 + i + BLOCK, BLOCK * sizeof(real))
+                if not normalize:
+                    prefetch(dy0 + i + BLOCK, BLOCK * sizeof(real))
             if normalize and p.long_runs:
                 compute(x0 + i, dy0 + i, block, a, b, c, d, count, True, True)
             elif normalize:

@@ -41,6 +41,15 @@ static inline void barrier(void) {
 #endif
 }
 
+/* Asks for a cache line that will be read soon; any address will do. */
+static inline void prefetch_line(const void *address) {
+#if defined(__GNUC__)
+    __builtin_prefetch(address, 0, 2);
+#else
+    (void)address;
+#endif
+}
+
 /* Asks for the cache lines of memory that will be read soon; any address will do. */
 static inline void prefetch(const void *address, size_t bytes) {
 #if defined(__GNUC__)
