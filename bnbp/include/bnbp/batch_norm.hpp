@@ -195,10 +195,30 @@ inline bool is_same_memory(const Tensor& a, const Tensor& b) {
 /// need a few dozen steps. Past the budget the answer is the cautious one.
 class Overlap {
 public:
-    static bool between(const Tensor& a, const Tensor& b) {
-        if (!a.present() || !b.present() || is_empty(a) || is_empty(b)) {
-            return false;
+    /// The first byte and the one after the last; equal for tensors without elements.
+    struct Extent {
+        std::intptr_t low, high;
+    };
+    static Extent extent_of(const Tensor& tensor) {
+        Extent extent{reinterpret_cast<std::intptr_t>(tensor.data), reinterpret_cast<std::intptr_t>(tensor.data)};
+        if (!tensor.present() || is_empty(tensor)) {
+            return extent;
         }
+        std::int64_t step = item_size(tensor.element_type);
+        extent.high += static_cast<std::intptr_t>(step);
+        for (std::size_t axis = tensor.shape.size(); axis-- > 0; step *= tensor.shape[axis]) {
+            const std::int64_t reach = (tensor.shape[axis] - 1) * (tensor.strides.empty() ? step : tensor.strides[axis]);
+            (reach < 0 ? extent.low : extent.high) += static_cast<std::intptr_t>(reach);
+        }
+        return extent;
+    }
+
+    static bool between(const Tensor& a, const Extent& extent_a, const Tensor& b, const Extent& extent_b) {
+        return extent_a.low < extent_b.high && extent_b.low < extent_a.high && between(a, b);
+    }
+
+private:
+    static bool between(const Tensor& a, const Tensor& b) {
         Overlap search;
         std::int64_t reach_a = 0, reach_b = 0;
         const std::int64_t low_a = search.add(a, reach_a), low_b = search.add(b, reach_b);
@@ -206,7 +226,6 @@ public:
         return search.solve(low_b - low_a + reach_b);
     }
 
-private:
     struct Term {
         std::int64_t step, most, reach, divisor; // the last two: of this term and all after it
     };
@@ -469,26 +488,12 @@ public:
     /// \throws TypeError if an input's element type is not one the operator takes
     /// \throws ValueError if a rank, a shape, the channel axis or the number of inputs is wrong
     std::vector<Tensor> validate_and_infer_types(const std::vector<Tensor>& inputs) const {
-        check_count("inputs", signature_->inputs.size(), inputs.size());
-        const Tensor& input = inputs[0];
-        if (input.element_type != ElementType::f32 && input.element_type != ElementType::f64) {
-            throw TypeError("input: expected float32 or float64, got " + detail::name_of(input));
-        }
-        const std::int64_t channels = input.shape[channel_axis_of(input)];
-        if (channels < 1) {
-            throw ValueError("input: expected at least 1 channel on axis " + std::to_string(channel_axis_) +
-                             ", got shape " + detail::text_of(input.shape));
-        }
-        for (std::size_t k = 1; k < inputs.size(); ++k) {
-            const detail::InputSpec& spec = signature_->inputs[k];
-            if (inputs[k].present() || spec.role != detail::Role::parameter) {
-                check(spec.name, spec.role, inputs[k], input, channels);
-            }
-        }
+        const std::int64_t channels = check_inputs(inputs);
         std::vector<Tensor> outputs;
+        outputs.reserve(signature_->outputs.size());
         for (const detail::OutputSpec& spec : signature_->outputs) {
-            outputs.emplace_back(input.element_type,
-                                 spec.role == detail::Role::like_input ? input.shape : Shape{channels});
+            outputs.emplace_back(inputs[0].element_type,
+                                 spec.role == detail::Role::like_input ? inputs[0].shape : Shape{channels});
         }
         return outputs;
     }
@@ -515,7 +520,7 @@ public:
         if (num_threads < 0) {
             throw ValueError("num_threads: expected at least 1, got " + std::to_string(num_threads));
         }
-        check_outputs(outputs, inputs);
+        check_call(outputs, inputs);
 
         const Tensor& input = inputs[0];
         const auto axis = input.shape.begin() + static_cast<std::ptrdiff_t>(channel_axis_of(input));
@@ -579,71 +584,110 @@ private:
         return static_cast<std::size_t>(channel_axis_ < 0 ? channel_axis_ + rank : channel_axis_);
     }
 
+    /// Checks types and shapes of the inputs; returns the number of channels.
+    std::int64_t check_inputs(const std::vector<Tensor>& inputs) const {
+        check_count("inputs", signature_->inputs.size(), inputs.size());
+        const Tensor& input = inputs[0];
+        if (input.element_type != ElementType::f32 && input.element_type != ElementType::f64) {
+            throw TypeError("input: expected float32 or float64, got " + detail::name_of(input));
+        }
+        const std::int64_t channels = input.shape[channel_axis_of(input)];
+        if (channels < 1) {
+            throw ValueError("input: expected at least 1 channel on axis " + std::to_string(channel_axis_) +
+                             ", got shape " + detail::text_of(input.shape));
+        }
+        for (std::size_t i = 1; i < inputs.size(); ++i) {
+            const detail::Role role = signature_->inputs[i].role;
+            if (inputs[i].present() || role != detail::Role::parameter) {
+                check({signature_->inputs[i].name}, role, inputs[i], input, channels);
+            }
+        }
+        return channels;
+    }
+
+    /// An argument's name, put into words when it is needed: an error is rare.
+    struct Name {
+        const char* operand;
+        std::ptrdiff_t output = -1; // its number, if it is an output
+        operator std::string() const {
+            return output < 0 ? operand : "out[" + std::to_string(output) + "] (" + operand + ")";
+        }
+    };
+
     /// An operand against the input that sets its type and shape.
-    static void check(const std::string& name, detail::Role role, const Tensor& tensor, const Tensor& input,
+    static void check(const Name& name, detail::Role role, const Tensor& tensor, const Tensor& input,
                       std::int64_t channels) {
         if (tensor.element_type != input.element_type) {
-            throw TypeError(name + ": expected " + detail::name_of(input) + ", the type of input, got " +
+            throw TypeError(std::string(name) + ": expected " + detail::name_of(input) + ", the type of input, got " +
                             detail::name_of(tensor));
         }
-        const bool like_input = role == detail::Role::like_input;
-        const Shape expected = like_input ? input.shape : Shape{channels};
-        if (tensor.shape != expected) {
-            throw ValueError(name + ": expected shape " + detail::text_of(expected) +
-                             (like_input ? ", that of input,"
-                                         : " for the " + std::to_string(channels) + " channels of input " +
-                                               detail::text_of(input.shape) + ",") +
-                             " got " + detail::text_of(tensor.shape));
+        if (role == detail::Role::like_input && tensor.shape != input.shape) {
+            throw ValueError(std::string(name) + ": expected shape " + detail::text_of(input.shape) +
+                             ", that of input, got " + detail::text_of(tensor.shape));
+        }
+        if (role != detail::Role::like_input && (tensor.shape.size() != 1 || tensor.shape[0] != channels)) {
+            throw ValueError(std::string(name) + ": expected shape " + detail::text_of({channels}) + " for the " +
+                             std::to_string(channels) + " channels of input " + detail::text_of(input.shape) +
+                             ", got " + detail::text_of(tensor.shape));
         }
     }
 
     /// What only a C++ caller can get wrong.
-    static void check_memory(const std::string& name, const Tensor& tensor) {
+    static void check_memory(const Name& name, const Tensor& tensor) {
         if (!tensor.strides.empty() && tensor.strides.size() != tensor.shape.size()) {
-            throw ValueError(name + ": expected a stride for each of the " + std::to_string(tensor.shape.size()) +
-                             " axes, got " + std::to_string(tensor.strides.size()));
+            throw ValueError(std::string(name) + ": expected a stride for each of the " +
+                             std::to_string(tensor.shape.size()) + " axes, got " +
+                             std::to_string(tensor.strides.size()));
         }
         if (std::any_of(tensor.shape.begin(), tensor.shape.end(), [](std::int64_t length) { return length < 0; })) {
-            throw ValueError(name + ": expected lengths >= 0, got shape " + detail::text_of(tensor.shape));
+            throw ValueError(std::string(name) + ": expected lengths >= 0, got shape " +
+                             detail::text_of(tensor.shape));
         }
         if (tensor.present() && !tensor.data && !detail::is_empty(tensor)) {
-            throw ValueError(name + ": expected data, got a null pointer");
+            throw ValueError(std::string(name) + ": expected data, got a null pointer");
         }
     }
 
-    std::string output_name(std::size_t k) const {
-        return "out[" + std::to_string(k) + "] (" + signature_->outputs[k].name + ")";
+    Name output_name(std::size_t k) const {
+        return {signature_->outputs[k].name, static_cast<std::ptrdiff_t>(k)};
     }
 
-    void check_outputs(const std::vector<Tensor>& outputs, const std::vector<Tensor>& inputs) const {
-        validate_and_infer_types(inputs);
+    /// Checks everything about a call but the number of threads.
+    void check_call(const std::vector<Tensor>& outputs, const std::vector<Tensor>& inputs) const {
+        const std::int64_t channels = check_inputs(inputs);
         check_count("outputs", signature_->outputs.size(), outputs.size());
+        std::vector<detail::Overlap::Extent> extents(inputs.size() + outputs.size());
         for (std::size_t i = 0; i < inputs.size(); ++i) {
-            check_memory(signature_->inputs[i].name, inputs[i]);
+            check_memory({signature_->inputs[i].name}, inputs[i]);
+            extents[i] = detail::Overlap::extent_of(inputs[i]);
         }
-        const Tensor& input = inputs[0];
-        const std::int64_t channels = input.shape[channel_axis_of(input)];
         for (std::size_t k = 0; k < outputs.size(); ++k) {
             if (!outputs[k].present()) {
                 continue;
             }
-            check(output_name(k), signature_->outputs[k].role, outputs[k], input, channels);
+            check(output_name(k), signature_->outputs[k].role, outputs[k], inputs[0], channels);
             check_memory(output_name(k), outputs[k]);
+            auto overlaps = [&, extent = detail::Overlap::extent_of(outputs[k])](const Tensor& tensor, std::size_t at) {
+                return detail::Overlap::between(outputs[k], extent, tensor, extents[at]);
+            };
+            extents[inputs.size() + k] = detail::Overlap::extent_of(outputs[k]);
             if (!outputs[k].writable) {
-                throw ValueError(output_name(k) + ": expected memory that can be written to, got read-only memory");
+                throw ValueError(std::string(output_name(k)) +
+                                 ": expected memory that can be written to, got read-only memory");
             }
             for (std::size_t i = 0; i < inputs.size(); ++i) {
-                if (detail::Overlap::between(outputs[k], inputs[i]) &&
+                if (overlaps(inputs[i], i) &&
                     !(k == 0 && detail::is_same_memory(outputs[k], inputs[i]))) {
-                    throw ValueError(output_name(k) + ": expected memory of its own" +
+                    throw ValueError(std::string(output_name(k)) + ": expected memory of its own" +
                                      (k == 0 ? ", or all of an input of the same shape" : "") +
                                      ", got memory that overlaps " + signature_->inputs[i].name);
                 }
             }
             for (std::size_t j = 0; j < k; ++j) {
-                if (detail::Overlap::between(outputs[k], outputs[j])) {
-                    throw ValueError(output_name(k) + ": expected memory of its own, got memory that overlaps " +
-                                     output_name(j));
+                if (overlaps(outputs[j], inputs.size() + j)) {
+                    throw ValueError(std::string(output_name(k)) +
+                                     ": expected memory of its own, got memory that overlaps " +
+                                     std::string(output_name(j)));
                 }
             }
         }

@@ -1,0 +1,299 @@
+"""The benchmark: that its answers are checked, and that it says what it did. No test looks at a time."""
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import bnbp
+from bnbp import bench
+
+_floor = bench.load_floor()
+
+POINT = bench.Point("small", (2, 16, 8, 8), 1, "training_backprop", "nchw", 1)
+
+
+def bnbp_bench(arguments, cwd, program=("-m", "bnbp")):
+    command = [sys.executable, *program, "bench", *arguments.split()]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
+
+
+# The floor
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+@pytest.mark.parametrize("offset", [0, 1, 3])  # elements from where memory is aligned
+@pytest.mark.parametrize("n", [1, 255, 256, 1000, 5003])
+def test_the_floor_copies_all_elements_and_no_others(dtype, n, offset, num_threads, streaming):
+    a, b = np.arange(n + offset, dtype=dtype)[offset:], np.full(n, 2, dtype)
+    for copy, inputs, right in ((_floor.copy2, (a, b), a + 2), (_floor.copy1, (a,), a)):
+        memory = np.full(n + 8, -1, dtype)
+        copy(*inputs, memory[offset : offset + n], num_threads, streaming)
+        np.testing.assert_array_equal(memory[offset : offset + n], right)
+        assert (memory[:offset] == -1).all()
+        assert (memory[offset + n :] == -1).all()
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+@pytest.mark.parametrize("n", [1, 255, 256, 1000, 5003])
+def test_the_floor_reads_all_elements(dtype, n, num_threads):
+    a, b = np.arange(n, dtype=dtype), np.full(n, 2, dtype)  # whole numbers: sums are exact
+    assert _floor.read1(a, num_threads) == n * (n - 1) / 2
+    assert _floor.read2(a, b, num_threads) == n * (n - 1) / 2 + 2 * n
+
+
+def test_the_floor_refuses_what_it_cannot_walk():
+    a = np.ones(8, np.float32)
+    for arguments, says in (
+        ((a, a[:7], a, 1), "one length"),
+        ((a, a, a, 0), "num_threads"),
+        ((a, a.astype(np.float64), a, 1), "mismatch"),
+        ((np.ones((8, 2), np.float32), a, a, 1), "number of dimensions"),
+        ((a[::2], a[::2], a[::2], 1), "contiguous"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            _floor.copy2(*arguments)
+
+
+# The measurement
+
+
+def measure(point, peers=(), dtype="float32"):
+    return bench.Benchmark(bench.Settings(peers=peers, dtype=dtype, rounds=1)).measure(point)
+
+
+@pytest.mark.parametrize("layout", bench.LAYOUTS)
+@pytest.mark.parametrize("operator", bench.OPERATORS)
+@pytest.mark.parametrize("shape", [(6, 5), (3, 4, 5, 6), (2, 3, 4, 3, 2)])
+def test_bnbp_and_numpy_are_right_for_any_number_of_axes(operator, layout, shape, dtype):
+    row = measure(bench.Point("odd", shape, 1, operator, layout, 2), ("numpy",), np.dtype(dtype).name)
+    assert row.notes == {}
+    assert row.deviations.keys() == {"bnbp", "bnbp fresh", "numpy"}
+    assert max(row.deviations.values()) < 100 * np.finfo(dtype).eps
+    assert row.seconds.keys() - {"read"} == {"floor", *row.deviations}
+    assert ("read" in row.seconds) == operator.startswith("training")
+
+
+@pytest.mark.parametrize("peer", ["torch", "tensorflow", "jax"])
+def test_a_peer_is_right_if_it_is_installed(tmp_path, peer):
+    """In a process of its own: they do not like to be forked, as other tests do."""
+    if bench.importlib.util.find_spec(peer) is None:
+        pytest.skip(f"{peer} is not installed")
+    program = """
+import sys
+from bnbp import bench
+from bnbp.__main__ import main
+bench.SETS["small"] = {(6, 5): 1, (3, 4, 5, 6): 1, (2, 3, 4, 3, 2): 1}
+sys.exit(main())
+"""
+    arguments = f"--set small --rounds 1 --peer {peer} --threads {bench.cpus()} --json x.json"
+    done = bnbp_bench(arguments, cwd=tmp_path, program=("-c", program))
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = json.loads((tmp_path / "x.json").read_text())["rows"]
+    assert len(rows) == 5 * 4  # of two axes there is one layout
+    for row in rows:
+        assert row["notes"] == {}
+        assert row["deviations"][peer] < 1e-5
+        assert peer in row["seconds"]
+
+
+class Wrong(bench.NumPy):
+    """One element of one output is a little off."""
+
+    name = "wrong"
+    output = 0
+
+    def candidate(self, point, batch):
+        right = super().candidate(point, batch)
+
+        def call():
+            results = [np.array(array) for array in right.call()]
+            results[self.output].flat[-1] += 0.05 * np.abs(results[self.output]).max()
+            return results
+
+        return bench.Candidate(self.name, call, tuple, self.name)
+
+
+@pytest.mark.parametrize(("output", "name"), [*enumerate(bench.OUTPUTS["training_backprop"])])
+def test_a_wrong_answer_is_told_and_not_timed(monkeypatch, output, name):
+    monkeypatch.setattr(Wrong, "output", output)
+    monkeypatch.setitem(bench.PEERS, "wrong", Wrong)
+    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: True)
+    row = measure(POINT, ("wrong",))
+    assert row.notes == {"wrong": f"wrong answer: {name} is off by 0.05 of its largest value"}
+    assert "wrong" not in row.seconds
+    assert "bnbp" in row.seconds
+    assert list(bench.remarks([row])) == [f"wrong: {row.notes['wrong']}"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda dx: dx * np.float32(np.nan), "off by nan"),
+        (lambda dx: dx[:1], r"has the shape \(1, 16, 8, 8\), not \(2, 16, 8, 8\)"),
+        (lambda dx: dx[0], r"has the shape \(16, 8, 8\)"),
+    ],
+)
+def test_a_wrong_answer_of_bnbp_is_told_too(monkeypatch, change, says):
+    right = bnbp.batch_norm_training_backprop
+
+    def wrong(*arguments, **options):
+        dx, dgamma, dbeta = right(*arguments, **options)
+        return change(dx), dgamma, dbeta
+
+    monkeypatch.setattr(bnbp, "batch_norm_training_backprop", wrong)
+    row = measure(POINT)
+    assert row.notes.keys() == {"bnbp", "bnbp fresh"}
+    for note in row.notes.values():
+        with pytest.raises(AssertionError, match=says):
+            raise AssertionError(note)
+    assert row.seconds.keys() == {"floor", "read"}
+
+
+def test_a_peer_that_fails_is_told_and_the_others_are_measured(monkeypatch):
+    class Failing(bench.NumPy):
+        name = "failing"
+
+        def candidate(self, point, batch):
+            return bench.Candidate(self.name, lambda: 1 / 0, tuple, self.name)
+
+    class Broken(bench.NumPy):
+        name = "broken"
+
+        def __init__(self, threads, dtype):
+            raise ImportError("a library is missing\nand more")
+
+    for peer in (Failing, Broken):
+        monkeypatch.setitem(bench.PEERS, peer.name, peer)
+    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None if name == "absent" else name)
+    benchmark = bench.Benchmark(bench.Settings(peers=("absent", "broken", "failing", "numpy"), rounds=1))
+    assert benchmark.absent == {"absent": "not installed", "broken": "it fails: a library is missing"}
+    row = benchmark.measure(POINT)
+    assert row.notes == {"failing": "it fails: division by zero"}
+    assert "numpy" in row.seconds
+
+
+def test_turns_go_forwards_and_backwards_and_rest_between_libraries(monkeypatch):
+    log = []
+    monkeypatch.setattr(bench.time, "sleep", lambda seconds: log.append("rest"))
+    monkeypatch.setattr(bench, "sample", lambda call, repeats: call() or 1.0)
+    names = {"a": "bnbp", "b": "bnbp", "c": "torch"}
+    candidates = [bench.Candidate(name, lambda name=name: log.append(name), None, lib) for name, lib in names.items()]
+    seconds = bench.take_turns(candidates, 2, rest=True)
+    assert "".join(log).replace("rest", "-") == "abc" + "-ab-c" + "c-ba"
+    assert seconds == [[1.0, 1.0]] * 3
+
+
+def test_the_floor_that_applies(monkeypatch):
+    monkeypatch.setattr(bench, "cache_limit", lambda: 32 * 2**20)
+
+    def second_read(shape, layout="nchw", operator="training_backprop", dtype="float32"):
+        return bench.Point("network", shape, 1, operator, layout, 1).second_read(dtype)
+
+    assert not second_read((32, 64, 112, 112))  # a channel is 3 MB in two tensors
+    assert second_read((32, 64, 112, 112), "nhwc")
+    assert not second_read((32, 64, 112, 112), "nhwc", "inference_backprop")
+    assert not second_read((32, 512, 7, 7), "nhwc")
+    assert not second_read((8192, 256))
+    assert second_read((8192, 256), dtype="float64") is False  # exactly what is assumed to fit
+    assert second_read((8200, 256), dtype="float64")
+    assert second_read((8, 1, 1024, 1024))
+
+
+def test_the_network_is_resnet_50():
+    assert sum(bench.SETS["network"].values()) == 53
+    elements = sum(math.prod(shape) * times for shape, times in bench.SETS["network"].items())
+    assert elements == 32 * sum(c * s * s * times for (c, s), times in bench.RESNET_50.items())
+
+
+# The command
+
+
+def test_the_command_prints_a_table_and_saves_numbers_and_a_plot(tmp_path):
+    arguments = "--set small --rounds 2 --peer none --threads 1 --json x.json --plot x.png"
+    done = bnbp_bench(arguments, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    for text in ("cpu:", "isa", "openmp", "training_backprop, nhwc, 1 thread", "/ (floor + read)", "bnbp fresh"):
+        assert text in done.stdout
+    assert any(line.split()[0] == "16x32x14x14" for line in done.stdout.splitlines() if line.strip())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.json", "x.png"]
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+    saved = json.loads((tmp_path / "x.json").read_text())
+    assert saved["environment"]["versions"]["numpy"] == np.__version__
+    assert saved["environment"]["bnbp"]["version"] == bnbp.__version__
+    assert saved["settings"]["rounds"] == 2
+    assert len(saved["rows"]) == 3 * 4 * 2
+    assert len(saved["totals"]) == 4 * 2
+    for row in saved["rows"]:
+        assert tuple(row["point"]["shape"]) in bench.SETS["small"]
+        assert row["notes"] == {}
+        assert {"floor", "bnbp", "bnbp fresh"} <= row["seconds"].keys()
+        assert all(0 < times["minimum"] <= times["median"] for times in row["seconds"].values())
+
+
+def test_the_command_names_what_is_not_installed_and_shows_the_total(tmp_path):
+    """On shapes of our own: those of the network would take long."""
+    program = """
+import sys
+from bnbp import bench
+from bnbp.__main__ import main
+bench.SETS["network"] = {(2, 3, 4, 5): 2, (3, 2, 4, 4): 1}
+bench.importlib.util.find_spec = lambda name: None if name == "torch" else name
+sys.exit(main())
+"""
+    arguments = "--rounds 1 --peer torch --peer numpy --threads 1,2 --op inference --dtype float64"
+    done = bnbp_bench(arguments, cwd=tmp_path, program=("-c", program))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("not installed") == 1
+    assert done.stdout.count("total of numpy / bnbp: ") == 4
+    assert "2x3x4x5, 2 times" in done.stdout
+    assert "inference, nhwc, 2 threads" in done.stdout
+    assert "+ read " not in done.stdout.partition("Times are medians")[0]
+
+
+def test_the_command_fails_if_bnbp_is_wrong(tmp_path):
+    program = """
+import sys
+import bnbp
+from bnbp.__main__ import main
+bnbp.batch_norm_inference = lambda x, *rest, **options: x
+sys.exit(main())
+"""
+    arguments = "--set small --rounds 1 --peer none --threads 1 --op inference --layout nchw --json x.json"
+    done = bnbp_bench(arguments, cwd=tmp_path, program=("-c", program))
+    assert done.returncode == 1
+    assert done.stderr.startswith("bnbp: bnbp itself is wrong in 6 places; first inference, nchw, 1 thread, 2x16x8x8: ")
+    assert "wrong answer: normalized is off by" in done.stdout
+    assert "wrong answer" in json.loads((tmp_path / "x.json").read_text())["rows"][0]["notes"]["bnbp"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        ("--set large", 2, "'network'"),
+        ("--op forward", 2, "'training_backprop'"),
+        ("--threads 0", 2, "numbers of threads such as 1,2"),
+        ("--threads 1,", 2, "numbers of threads such as 1,2"),
+        ("--rounds 0", 2, "--rounds"),
+        ("--peer none --peer numpy", 2, "none does not go with others"),
+        ("--dtype float16", 2, "'float32'"),
+        ("--plot plot.txt", 2, ".png"),
+        ("--json same.png --plot same.png", 2, "it is the file of --json"),
+        ("--json there.json", 1, "it exists; --force replaces it"),
+        ("--plot no/plot.png", 1, "there is no folder no"),
+    ],
+)
+def test_a_command_that_is_not_understood(tmp_path, arguments, code, says):
+    (tmp_path / "there.json").write_text("precious")
+    done = bnbp_bench(arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.startswith("bnbp: ")
+    assert done.stderr.count("\n") == 1
+    assert says in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["there.json"]
+    assert (tmp_path / "there.json").read_text() == "precious"

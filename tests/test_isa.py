@@ -1,0 +1,91 @@
+"""The builds of the kernels for different instruction sets: all of them pass the same tests, with the same bits."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bnbp
+
+USABLE = bnbp.show_config("dicts")["isa"]["usable"]
+TESTS = Path(__file__).parent
+
+# Every operator on every layout the tests know and on hostile data, as one digest.
+DIGEST = """
+import hashlib, sys
+sys.path.insert(0, sys.argv[1])
+import numpy as np, bnbp
+from conftest import DTYPES, LAYOUTS, make_batch
+digest = hashlib.sha256()
+for dtype in DTYPES:
+    for shape, axis in LAYOUTS:
+        for scale in (1.0, 1e-30, 1e30, np.finfo(dtype).smallest_normal / 4, np.finfo(dtype).max / 1e3):
+            batch = make_batch(shape, axis, dtype)
+            with np.errstate(over="ignore", under="ignore"):
+                batch = batch._replace(input=(batch.input * dtype(scale)).astype(dtype), mean=batch.mean * dtype(scale))
+                for spoiled in (batch, batch._replace(normalized_delta=batch.normalized_delta * dtype(scale))):
+                    for name, count in (("training", 3), ("training_backprop", 6), ("inference", 5),
+                                        ("inference_backprop", 6)):
+                        result = getattr(bnbp, "batch_norm_" + name)(*spoiled[:count], channel_axis=axis)
+                        for array in [result] if isinstance(result, np.ndarray) else result:
+                            array[np.isnan(array)] = np.nan  # the sign of a NaN is nobody's business
+                            digest.update(array.tobytes())
+print(bnbp.show_config("dicts")["isa"]["used"], digest.hexdigest())
+"""
+
+
+def python(*arguments, level):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=TESTS.parent / "tests",
+        env={**os.environ, "BNBP_ISA": level},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_bits_do_not_depend_on_the_instruction_set():
+    digests = set()
+    for level in USABLE:
+        result = python("-c", DIGEST, str(TESTS), level=level)
+        assert result.returncode == 0, result.stderr
+        used, digest = result.stdout.split()
+        assert used == level
+        digests.add(digest)
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("level", USABLE)
+def test_the_kernels_pass_their_tests_on_every_level(level):
+    result = python(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_operators.py", "test_accuracy.py", level=level
+    )
+    assert result.returncode == 0, result.stdout[-3000:]
+
+
+def test_an_unknown_level_is_an_error_that_lists_what_can_be_had():
+    result = python("-c", "import bnbp", level="avx9")
+    assert result.returncode == 1
+    assert result.stderr.strip().endswith(
+        f"ImportError: BNBP_ISA: expected one of {', '.join(USABLE)}, got 'avx9', "
+        "which is not one that bnbp was built for"
+    )
+
+
+def test_the_best_level_is_taken_unless_one_is_forced():
+    ask = "import bnbp; print(bnbp.show_config('dicts')['isa'])"
+    assert f"'used': '{USABLE[0]}', 'forced': False" in python("-c", ask, level="").stdout
+    assert f"'used': '{USABLE[-1]}', 'forced': True" in python("-c", ask, level=USABLE[-1]).stdout
+
+
+def test_a_level_that_the_cpu_lacks_is_refused(monkeypatch):
+    from bnbp import _isa
+
+    monkeypatch.setattr(_isa, "find_spec", lambda name: True)
+    monkeypatch.setenv("BNBP_ISA", "x86-64-v4")
+    with pytest.raises(
+        ImportError, match=r"^BNBP_ISA: expected one of x86-64-v3, x86-64, .* not supported by this CPU$"
+    ):
+        _isa.load_kernels(lambda level: level != "x86-64-v4")
