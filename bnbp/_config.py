@@ -33,7 +33,7 @@ def show_config(mode: Literal["stdout"] = "stdout") -> None: ...
 @overload
 def show_config(mode: Literal["dicts"]) -> dict[str, Any]: ...
 def show_config(mode: str = "stdout") -> dict[str, Any] | None:
-    """Version, instruction set, OpenMP and the number of threads, with where that number came from.
+    """Version, instruction set, caches, OpenMP and the number of threads, with where that number came from.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     --------
     >>> import bnbp
     >>> sorted(bnbp.show_config("dicts"))
-    ['isa', 'openmp', 'threads', 'version']
+    ['caches', 'isa', 'openmp', 'threads', 'version']
     """
     config = {"version": __version__, **_core.config()}
     if mode == "dicts":

@@ -46,8 +46,8 @@ cdef extern from "bnbp/batch_norm.hpp" namespace "bnbp" nogil:
     static int cpu_supports(const char* level) {
     #if defined(__x86_64__) && defined(__GNUC__)
         __builtin_cpu_init();
-        const int v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
-                       __builtin_cpu_supports("bmi2");
+        const int v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                       __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
         const int v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                        __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                        __builtin_cpu_supports("avx512vl");
@@ -258,14 +258,16 @@ cdef list out_of(out, Py_ssize_t count):
 kernels, _isa = load_kernels(lambda level: cpu_supports(level.encode()))  # C++ callers import the capsule from here
 cdef bnbp_kernels* table = <bnbp_kernels*> PyCapsule_GetPointer(kernels, BNBP_KERNELS_CAPSULE)
 set_kernels(table)
-table.l2_size = l2_size() or table.l2_size
+table.l2_size = cache_size("SC_LEVEL2_CACHE_SIZE") or table.l2_size
+# A virtual machine may report all of its host's.
+table.l3_size = min(cache_size("SC_LEVEL3_CACHE_SIZE") or table.l3_size, 32 << 20)
 table.default_num_threads, _threads_source = default_num_threads()
 
 
-cdef Py_ssize_t l2_size():
-    """Bytes of a core's L2 cache, or 0 where the system does not say."""
+cdef Py_ssize_t cache_size(str name):
+    """Bytes of a cache, or 0 where the system does not say."""
     try:
-        return max(os.sysconf("SC_LEVEL2_CACHE_SIZE"), 0)
+        return max(os.sysconf(name), 0)
     except (AttributeError, ValueError, OSError):
         return 0
 
@@ -284,7 +286,7 @@ def config():
     """What `bnbp.show_config` says of the compiled part."""
     return {
         "isa": _isa,
-        "l2": table.l2_size,
+        "caches": {"l2": table.l2_size, "l3": table.l3_size},
         "openmp": {"enabled": table.openmp != 0, "version": table.openmp or None},
         "threads": {
             "default": 1 if table.serial else table.default_num_threads,

@@ -24,24 +24,25 @@ d. Runs and rows. A long run (S >= RUN) is summed in LANES accumulators, which s
    loops, at any width.
 
 e. Arithmetic. Sums are in float64, whatever `real` is. For float32 that is 29 bits more than the data has: the product
-   of two is exact. For float64 there is nothing to spare, and the sums carry what each operation has rounded off (Ogita,
-   Rump and Oishi, "Accurate sum and dot product", 2005): of the difference x_i - mean, of the product, and of the sum.
-   The numbers of a channel are computed once, so they afford that too, for both types. `apply` is in the type of the
-   data, with the mean subtracted first: a*dy + b*x + c with precomputed a, b, c would be cheaper and lose everything to
+   of two is exact. For float64 there is nothing to spare, and the sums carry what each operation has rounded off
+   (Ogita, Rump and Oishi, "Accurate sum and dot product", 2005): of the difference x_i - mean, of the product, and of
+   the sum. The numbers of a channel are computed once, so they afford that too. `apply` is in the type of the data, with
+   the mean subtracted first: a*dy + b*x + c with precomputed a, b, c would be cheaper and lose everything to
    cancellation when the mean is far from 0. Only a float32 channel whose numbers are out of float32's range is computed
    in float64.
 
-f. Statistics. The sums of d = x - shift and of d^2 about the chunk's first element as the shift give the chunk's mean and
-   its sum of squared deviations, m2 = sum d^2 - (sum d)^2 / n, in one read. That cancels no more than a factor of n + 1,
-   because the shift is one of the n elements and so within sqrt(n) standard deviations of their mean; float64 sums have
-   that to spare for float32, twofold sums for float64. A constant chunk has d = 0. The chunks are merged as in Chan,
-   Golub and LeVeque (1983).
+f. Statistics. The sums of d = x - shift and of d^2 about the chunk's first element as the shift give the chunk's mean
+   and its sum of squared deviations, m2 = sum d^2 - (sum d)^2 / n, in one read. That cancels no more than a factor of
+   n + 1, because the shift is one of the n elements and so within sqrt(n) standard deviations of their mean; float64
+   sums have that to spare for float32, twofold sums for float64. A constant chunk has d = 0. The chunks are merged as
+   in Chan, Golub and LeVeque (1983).
 
 g. The schedule. What the second pass reads, the first should have left in a cache. So the threads take a *unit* at a
-   time: a few neighbouring channels. Units that fit one core's L2 are shared out among the threads, which then do not
-   wait for each other. Larger ones are worked on by all threads together: reduce, barrier, finish, barrier, apply, where
-   a thread applies to the very tasks that it has reduced, the last one first, since that is in its cache for certain.
-   Where rows hold all channels (channels-last) there is one unit, everything.
+   time: a few neighbouring channels. As long as the caches can hold a unit for each thread, the units are shared out,
+   and the threads do not wait for each other. A larger unit, or one of few, is worked on by all threads together:
+   reduce, barrier, finish, barrier, apply, where a thread applies to the very tasks that it has reduced, the last one
+   first, since that is in its cache for certain. Where rows hold all channels (channels-last) there is one unit,
+   everything. Results larger than L2 are streamed past the caches, by the block.
 
 h. Borrowed views. The kernels are called through a C table with plain pointers and without the GIL, so the views have
    no Python object behind them: `VIEW` fills in address, shape and strides of a view that is None. With
@@ -89,17 +90,27 @@ cdef extern from "_machine.h" nogil:
     const int BNBP_OPENMP
     const char* BNBP_ISA
 
+# The reasons are times measured on two cores of an AMD EPYC (Zen 4, L2 1 MiB, L3 32 MiB), x86-64-v4, float32.
 cdef enum:
-    RUN = 512            # elements from which a run is long
-    CHUNK = 4096         # elements of a chunk of long runs
-    LANES = 16           # accumulators of a long run
-    AHEAD = 4096         # bytes that are asked for before they are needed
-    POSITIONS = 512      # accumulators of a row: 12 KiB with the means, in L1 beside the data
-    ROWS = 128           # rows in a chunk of short runs
-    BLOCK = 512          # elements that `apply` computes before it writes them
-    REGION = 32768       # elements below which a team of threads is not worth starting
-    MAX_TEAM = 256       # more threads than this were asked for by mistake; and where the system refuses one, GNU
-                         # OpenMP ends the process
+    # Elements from which a run is long. From 128 on, 14 x 14 planes took a third longer: each of their runs has a tail.
+    RUN = 512
+    # Elements of a chunk of long runs. Folding the lanes is then 2 % of the work.
+    CHUNK = 4096
+    # Accumulators of a long run: 4 registers of 512 bits or 8 of 256 for both sums; twice as many AVX2 does not have.
+    LANES = 16
+    # Accumulators of a row: 12 KiB with the means. 1024 leave L1 no room for the data: with them, and with one row at a
+    # time instead of four, `reduce` took 0.47 ns an element instead of 0.33.
+    POSITIONS = 512
+    # Rows in a chunk of short runs. Its sums are then 3 % of the bytes that it has read.
+    ROWS = 128
+    # Elements of a long run that are computed before they are streamed: 0.17 ns each; with 64 0.22, with 512 0.21.
+    BLOCK = 128
+    # Bytes asked for ahead in a long run. 56 x 56 planes reduce in 1.9 ms on one core; not asking ahead, in 3.1.
+    AHEAD = 4096
+    # Elements below which a team is not worth starting. 16384 take 10 us on one core and 17 on two, 32768 18 and 10.
+    REGION = 32768
+    # More threads than this were asked for by mistake. Where the system refuses one, GNU OpenMP ends the process.
+    MAX_TEAM = 256
 
 
 # ---------------------------------------------------------------- arithmetic that loses nothing
@@ -298,7 +309,7 @@ cdef Plan plan_of(const bnbp_arguments* a, Operator operator, bint reduces, bint
             most //= 2
         p.width = p.c if p.merge > 1 else min(max(most // a.s, 1), p.c)
     segments = (p.c + p.width - 1) // p.width
-    p.shared = p.team > 1 and (channel * p.width > l2 // 2 or segments < 4 * p.team)
+    p.shared = p.team > 1 and (channel * p.width * p.team > kernels_.l3_size // 2 or segments < 4 * p.team)
     p.unit = p.width
     if not reduces or (not p.long_runs and channel * p.width > l2 // 2):
         p.unit = p.c
@@ -329,7 +340,7 @@ cdef inline Task task_of(Plan p, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t index)
     rows = n1 - t.n0
     t.s0 = t.chunk % p.per_run * CHUNK
     t.pitch = p.merge * p.c * p.s
-    t.next = 0 if p.shared else p.unit * p.s
+    t.next = 0 if p.shared or p.far else p.unit * p.s
     t.rows = (rows + p.merge - 1) // p.merge
     if p.long_runs:
         t.length = t.last = min(p.s - t.s0, CHUNK)
@@ -397,11 +408,12 @@ cdef void reduce_long(
 ) noexcept nogil:
     """The sums of a chunk of long runs: LANES accumulators, folded in halves at the end."""
     cdef Lanes lanes
-    cdef Py_ssize_t i, row, near, far = min(AHEAD // sizeof(real), s), whole_lanes = t.length - t.length % LANES
+    cdef Py_ssize_t i, _row, near, far = min(AHEAD // <Py_ssize_t> sizeof(real), s)
+    cdef Py_ssize_t whole_lanes = t.length - t.length % LANES
     memset(&lanes, 0, sizeof(Lanes))
-    for row in range(t.rows):
-        # What is asked for next: the same run further on, and near its end the start of the next one, which is in another
-        # page, where the hardware does not look ahead.
+    for _row in range(t.rows):
+        # What is asked for next: the same run further on, and near its end the start of the next one, which is in
+        # another page, where the hardware does not look ahead.
         if t.next:
             near, far = whole_lanes, t.next
         else:
@@ -454,10 +466,11 @@ cdef void reduce_rows(
     """The sums of a chunk of short runs: an accumulator for each position of a row, folded by channel at the end."""
     cdef double[POSITIONS] delta, delta_lo, product, product_lo, mean
     cdef double d, d_lo, q, q_lo, unit = one()
-    cdef Py_ssize_t i, c, row = 0, position = 0, channels = t.c1 - t.c0, rows = t.rows - (t.last < t.length), pitch = t.pitch
+    cdef Py_ssize_t i, _i, c, row = 0, position = 0, pitch = t.pitch
+    cdef Py_ssize_t channels = t.c1 - t.c0, rows = t.rows - (t.last < t.length)
     while position < t.length:
         for c in range(channels):
-            for i in range(s):
+            for _i in range(s):
                 mean[position] = means[c * stride]
                 position += 1
     for i in range(t.length):
@@ -523,10 +536,10 @@ cdef inline void reduce_task(
 
 cdef inline void finish_chunk(Sums* sums, double shift, double count) noexcept nogil:
     """From the sums of d = x - shift and d^2 to the mean, and m2 = sum d^2 - (sum d)^2 / count."""
-    cdef Twofold delta = whole(sums.delta, sums.delta_lo), offset = over(delta, count), square = times(delta, offset), mean
+    cdef Twofold delta = whole(sums.delta, sums.delta_lo), offset = over(delta, count)
+    cdef Twofold square = times(delta, offset), mean = two_sum(shift, offset.hi)
     sums.product_lo = (sums.product - square.hi) + (sums.product_lo - square.lo)
     sums.product = 0.0
-    mean = two_sum(shift, offset.hi)
     sums.delta, sums.delta_lo = mean.hi, mean.lo + offset.lo
 
 
@@ -560,18 +573,18 @@ cdef void apply_task(
     arith tag,
 ) noexcept nogil:
     cdef arith[POSITIONS] a, b, c, d
-    cdef real[BLOCK] block
+    cdef real[POSITIONS] block
     cdef const real* x0 = &x[t.n0, t.c0, t.s0]
     cdef const real* dy0 = &dy[t.n0, t.c0, t.s0]
     cdef real* dx0 = <real*> &dx[t.n0, t.c0, t.s0]
     cdef Channel ch
     cdef bint normalize = p.operator != BACKPROP
-    cdef Py_ssize_t row, i, q, count, length, position = 0
+    cdef Py_ssize_t row, i, _i, q, count, most, length, position = 0
     # The coefficients of each position of a row; in a long run they are all the same.
     while position < (1 if p.long_runs else t.length):
         for q in range(t.c0, t.c1):
             ch = channels[q]
-            for i in range(1 if p.long_runs else p.s):
+            for _i in range(1 if p.long_runs else p.s):
                 a[position], b[position], c[position], d[position] = ch.a, ch.b, ch.c, ch.d
                 position += 1
     for row in range(t.rows):
@@ -581,13 +594,14 @@ cdef void apply_task(
             if not normalize:
                 prefetch(dy0 + t.pitch, length * sizeof(real))
         i = 0
-        count = BLOCK - (<uintptr_t> dx0 % 64 // sizeof(real) if p.streams else 0)  # so that blocks end where lines do
+        most = BLOCK if p.long_runs else POSITIONS
+        count = most - (<uintptr_t> dx0 % 64 // sizeof(real) if p.streams else 0)  # so that blocks end where lines do
         while i < length:
             count = min(length - i, count)
             if p.far:
-                prefetch(x0 + i + BLOCK, BLOCK * sizeof(real))
+                prefetch(x0 + i + most, most * sizeof(real))
                 if not normalize:
-                    prefetch(dy0 + i + BLOCK, BLOCK * sizeof(real))
+                    prefetch(dy0 + i + most, most * sizeof(real))
             if normalize and p.long_runs:
                 compute(x0 + i, dy0 + i, block, a, b, c, d, count, True, True)
             elif normalize:
@@ -601,7 +615,7 @@ cdef void apply_task(
             else:
                 memcpy(dx0 + i, block, count * sizeof(real))
             i += count
-            count = BLOCK
+            count = most
         x0 += t.pitch
         dy0 += t.pitch
         dx0 += t.pitch
@@ -783,7 +797,8 @@ cdef bnbp_status run(const bnbp_arguments* a, Operator operator, const real* inp
                 barrier()
                 if p.applies:
                     for thread in prange(team, schedule="static", chunksize=1):
-                        apply_share(dy if operator == INFERENCE_BACKPROP else x, dy, dx, channels, p, unit, thread, team)
+                        apply_share(dy if operator == INFERENCE_BACKPROP else x, dy, dx, channels, p, unit, thread,
+                                    team)
             stream_fence()
     elif team > 1:
         for thread in prange(team, num_threads=team, schedule="static", chunksize=1):
@@ -797,8 +812,8 @@ cdef bnbp_status run(const bnbp_arguments* a, Operator operator, const real* inp
     return BNBP_OK
 
 
-cdef void run_units(const bnbp_arguments* a, const real[:, :, ::1] x, const real[:, :, ::1] dy, const real[:, :, ::1] dx,
-                    Channel* channels, double[:, :, ::1] partial, Plan p, int thread, int team) noexcept nogil:
+cdef void run_units(const bnbp_arguments* a, const real[:, :, ::1] x, const real[:, :, ::1] dy,
+                    const real[:, :, ::1] dx, Channel* channels, double[:, :, ::1] partial, Plan p, int thread, int team) noexcept nogil:
     """The units of one thread, from start to end."""
     cdef Py_ssize_t unit
     for unit in range(p.units * thread // team, p.units * (thread + 1) // team):
@@ -841,6 +856,7 @@ kernels_.abi = BNBP_KERNELS_ABI
 kernels_.isa = BNBP_ISA
 kernels_.openmp = BNBP_OPENMP
 kernels_.l2_size = 1 << 20
+kernels_.l3_size = 16 << 20
 kernels_.default_num_threads = 1
 kernels_.region_entered = kernels_.serial = 0
 kernels_.training = training

@@ -29,10 +29,9 @@
 
 /* Fills in a Cython memoryview that is None: address, shape and strides of a C-contiguous (a, b, c) array. */
 #define VIEW(view, memory, a, b, c, size)                                                                              \
-    ((view).data = (char *)(memory),                                                                                   \
-     (view).shape[0] = (a), (view).strides[0] = (b) * (c) * (Py_ssize_t)(size),                                        \
-     (view).shape[1] = (b), (view).strides[1] = (c) * (Py_ssize_t)(size),                                              \
-     (view).shape[2] = (c), (view).strides[2] = (Py_ssize_t)(size))
+    ((view).data = (char*)(memory), (view).shape[0] = (a), (view).strides[0] = (b) * (c) * (Py_ssize_t)(size),         \
+     (view).shape[1] = (b), (view).strides[1] = (c) * (Py_ssize_t)(size), (view).shape[2] = (c),                       \
+     (view).strides[2] = (Py_ssize_t)(size))
 
 /* Waits for the other threads of the team; nothing outside a parallel region. */
 static inline void barrier(void) {
@@ -42,7 +41,7 @@ static inline void barrier(void) {
 }
 
 /* Asks for a cache line that will be read soon; any address will do. */
-static inline void prefetch_line(const void *address) {
+static inline void prefetch_line(const void* address) {
 #if defined(__GNUC__)
     __builtin_prefetch(address, 0, 2);
 #else
@@ -51,10 +50,10 @@ static inline void prefetch_line(const void *address) {
 }
 
 /* Asks for the cache lines of memory that will be read soon; any address will do. */
-static inline void prefetch(const void *address, size_t bytes) {
+static inline void prefetch(const void* address, size_t bytes) {
 #if defined(__GNUC__)
     for (size_t i = 0; i < bytes; i += 64)
-        __builtin_prefetch((const char *)address + i, 0, 2);
+        __builtin_prefetch((const char*)address + i, 0, 2);
 #else
     (void)address, (void)bytes;
 #endif
@@ -62,10 +61,10 @@ static inline void prefetch(const void *address, size_t bytes) {
 
 /* Copies memory, whole cache lines past the caches: those are then not read before they are written, and do not push
    out what the other pass still needs. */
-static inline void stream(void *to, const void *from, size_t bytes) {
+static inline void stream(void* to, const void* from, size_t bytes) {
 #if defined(__SSE2__) || defined(_M_X64)
-    char *target = (char *)to;
-    const char *source = (const char *)from;
+    char* target = (char*)to;
+    const char* source = (const char*)from;
     const size_t head = (size_t)(-(uintptr_t)target % 64);
     if (bytes < head + 64) {
         memcpy(target, source, bytes);
@@ -75,10 +74,10 @@ static inline void stream(void *to, const void *from, size_t bytes) {
     target += head, source += head, bytes -= head;
     for (; bytes >= 64; target += 64, source += 64, bytes -= 64) {
 #if defined(__AVX512F__)
-        _mm512_stream_si512((__m512i *)target, _mm512_loadu_si512(source));
+        _mm512_stream_si512((__m512i*)target, _mm512_loadu_si512(source));
 #else
         for (int i = 0; i < 4; ++i)
-            _mm_stream_si128((__m128i *)target + i, _mm_loadu_si128((const __m128i *)source + i));
+            _mm_stream_si128((__m128i*)target + i, _mm_loadu_si128((const __m128i*)source + i));
 #endif
     }
     memcpy(target, source, bytes);
@@ -95,8 +94,8 @@ static inline void stream_fence(void) {
 }
 
 /* a + b and a - b by the units that multiply, which have nothing else to do in a reduction: on CPUs with units of their
-   own for additions and conversions this nearly halves the time. `one` is 1.0 from `one()`, which keeps the compiler from
-   seeing that a multiplication by it can go. The bits are those of a plain sum. */
+   own for additions and conversions this nearly halves the time. `one` is 1.0 from `one()`, which keeps the compiler
+   from seeing that a multiplication by it can go. The bits are those of a plain sum. */
 static inline double one(void) {
     double value = 1.0;
 #if defined(__FMA__) && defined(__GNUC__)
@@ -127,8 +126,8 @@ static inline double product_error(double a, double b, double p) {
 #if defined(__FMA__)
     double error = fma(a, b, -p);
 #else
-    /* Dekker: each factor is split into halves of 26 bits, whose products are exact. Large factors would overflow in the
-       split; they are scaled by a power of two, which changes no bit. */
+    /* Dekker: each factor is split into halves of 26 bits, whose products are exact. Large factors would overflow in
+       the split; they are scaled by a power of two, which changes no bit. */
     const double sa = fabs(a) > 0x1p990 ? 0x1p-60 : 1.0, sb = fabs(b) > 0x1p990 ? 0x1p-60 : 1.0;
     const double u = a * sa, v = b * sb, big_u = 134217729.0 * u, big_v = 134217729.0 * v;
     const double u1 = big_u - (big_u - u), v1 = big_v - (big_v - v), u2 = u - u1, v2 = v - v1;
