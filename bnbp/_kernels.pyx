@@ -26,8 +26,8 @@ d. Runs and rows. A long run (S >= RUN) is summed in LANES accumulators, which s
 e. Arithmetic. Sums are in float64, whatever `real` is. For float32 that is 29 bits more than the data has: the product
    of two is exact. For float64 there is nothing to spare, and the sums carry what each operation has rounded off
    (Ogita, Rump and Oishi, "Accurate sum and dot product", 2005): of the difference x_i - mean, of the product, and of
-   the sum. The numbers of a channel are computed once, so they afford that too. `apply` is in the type of the data, with
-   the mean subtracted first: a*dy + b*x + c with precomputed a, b, c would be cheaper and lose everything to
+   the sum. The numbers of a channel are computed once, so they afford that too. `apply` is in the type of the data, and
+   the mean is subtracted first: a*dy + b*x + c with precomputed a, b, c would be cheaper and lose everything to
    cancellation when the mean is far from 0. Only a float32 channel whose numbers are out of float32's range is computed
    in float64.
 
@@ -813,7 +813,8 @@ cdef bnbp_status run(const bnbp_arguments* a, Operator operator, const real* inp
 
 
 cdef void run_units(const bnbp_arguments* a, const real[:, :, ::1] x, const real[:, :, ::1] dy,
-                    const real[:, :, ::1] dx, Channel* channels, double[:, :, ::1] partial, Plan p, int thread, int team) noexcept nogil:
+                    const real[:, :, ::1] dx, Channel* channels, double[:, :, ::1] partial, Plan p, int thread,
+                    int team) noexcept nogil:
     """The units of one thread, from start to end."""
     cdef Py_ssize_t unit
     for unit in range(p.units * thread // team, p.units * (thread + 1) // team):

@@ -207,7 +207,8 @@ public:
         std::int64_t step = item_size(tensor.element_type);
         extent.high += static_cast<std::intptr_t>(step);
         for (std::size_t axis = tensor.shape.size(); axis-- > 0; step *= tensor.shape[axis]) {
-            const std::int64_t reach = (tensor.shape[axis] - 1) * (tensor.strides.empty() ? step : tensor.strides[axis]);
+            const std::int64_t reach =
+                (tensor.shape[axis] - 1) * (tensor.strides.empty() ? step : tensor.strides[axis]);
             (reach < 0 ? extent.low : extent.high) += static_cast<std::intptr_t>(reach);
         }
         return extent;
@@ -640,17 +641,14 @@ private:
                              std::to_string(tensor.strides.size()));
         }
         if (std::any_of(tensor.shape.begin(), tensor.shape.end(), [](std::int64_t length) { return length < 0; })) {
-            throw ValueError(std::string(name) + ": expected lengths >= 0, got shape " +
-                             detail::text_of(tensor.shape));
+            throw ValueError(std::string(name) + ": expected lengths >= 0, got shape " + detail::text_of(tensor.shape));
         }
         if (tensor.present() && !tensor.data && !detail::is_empty(tensor)) {
             throw ValueError(std::string(name) + ": expected data, got a null pointer");
         }
     }
 
-    Name output_name(std::size_t k) const {
-        return {signature_->outputs[k].name, static_cast<std::ptrdiff_t>(k)};
-    }
+    Name output_name(std::size_t k) const { return {signature_->outputs[k].name, static_cast<std::ptrdiff_t>(k)}; }
 
     /// Checks everything about a call but the number of threads.
     void check_call(const std::vector<Tensor>& outputs, const std::vector<Tensor>& inputs) const {
@@ -676,8 +674,7 @@ private:
                                  ": expected memory that can be written to, got read-only memory");
             }
             for (std::size_t i = 0; i < inputs.size(); ++i) {
-                if (overlaps(inputs[i], i) &&
-                    !(k == 0 && detail::is_same_memory(outputs[k], inputs[i]))) {
+                if (overlaps(inputs[i], i) && !(k == 0 && detail::is_same_memory(outputs[k], inputs[i]))) {
                     throw ValueError(std::string(output_name(k)) + ": expected memory of its own" +
                                      (k == 0 ? ", or all of an input of the same shape" : "") +
                                      ", got memory that overlaps " + signature_->inputs[i].name);
