@@ -261,8 +261,7 @@ cdef struct Plan:
     Py_ssize_t units
     bint reduces, applies
     bint shared            # all threads work on a unit together
-    bint far               # apply finds its data in L3
-    bint cold              # apply finds its data in memory, and runs far apart
+    bint far               # apply does not find its data in L2
     bint streams           # the output is written past the caches
     int team
 
@@ -304,9 +303,11 @@ cdef Plan plan_of(const bnbp_arguments* a, Operator operator, bint reduces, bint
 
     # What decides about speed: caches and threads.
     if not p.long_runs and elements:
-        most = POSITIONS
-        while most > 256 and a.n * most * bytes_read > l2 // 2:
+        most = POSITIONS  # or fewer, if L2 can then keep them for all n
+        while most > POSITIONS // 2 and a.n * most * bytes_read > l2 // 2:
             most //= 2
+        if a.n * most * bytes_read > l2 // 2:
+            most = POSITIONS
         p.width = p.c if p.merge > 1 else min(max(most // a.s, 1), p.c)
     segments = (p.c + p.width - 1) // p.width
     p.shared = p.team > 1 and (channel * p.width * p.team > kernels_.l3_size // 2 or segments < 4 * p.team)
@@ -316,8 +317,7 @@ cdef Plan plan_of(const bnbp_arguments* a, Operator operator, bint reduces, bint
         p.shared = p.team > 1
     elif p.shared:
         p.unit = min(max(l2 // 2 * p.team // max(channel * p.width, 1), 1) * p.width, p.c)
-    p.far = channel * p.unit > (l2 // 2) * (p.team if p.shared else 1)
-    p.cold = p.unit == p.c and p.s < CHUNK and (p.long_runs or p.width < p.c)
+    p.far = channel * p.unit > (l2 // 2) * (p.team if p.shared else 1) or not reduces
     p.units = (p.c + p.unit - 1) // p.unit
     if p.team > 1:
         kernels_.region_entered = 1
@@ -466,7 +466,7 @@ cdef void reduce_rows(
     """The sums of a chunk of short runs: an accumulator for each position of a row, folded by channel at the end."""
     cdef double[POSITIONS] delta, delta_lo, product, product_lo, mean
     cdef double d, d_lo, q, q_lo, unit = one()
-    cdef Py_ssize_t i, _i, c, row = 0, position = 0, pitch = t.pitch
+    cdef Py_ssize_t i, _i, c, first, count, row = 0, position = 0, pitch = t.pitch
     cdef Py_ssize_t channels = t.c1 - t.c0, rows = t.rows - (t.last < t.length)
     while position < t.length:
         for c in range(channels):
@@ -476,17 +476,21 @@ cdef void reduce_rows(
     for i in range(t.length):
         delta[i] = delta_lo[i] = product[i] = product_lo[i] = 0.0
     while row + 4 <= rows:  # four rows at a time, so that the accumulators are loaded and stored less often
-        for i in range(4, 8):  # in other pages, where the hardware does not look ahead
-            prefetch(x + i * pitch, t.length * sizeof(real))
-            if not statistics:
-                prefetch(dy + i * pitch, t.length * sizeof(real))
-        for i in range(t.length):
-            d, d_lo, q, q_lo = delta[i], delta_lo[i], product[i], product_lo[i]
-            add_term(&d, &d_lo, &q, &q_lo, x[i], dy[i], mean[i], statistics, unit)
-            add_term(&d, &d_lo, &q, &q_lo, x[i + pitch], dy[i + pitch], mean[i], statistics, unit)
-            add_term(&d, &d_lo, &q, &q_lo, x[i + 2 * pitch], dy[i + 2 * pitch], mean[i], statistics, unit)
-            add_term(&d, &d_lo, &q, &q_lo, x[i + 3 * pitch], dy[i + 3 * pitch], mean[i], statistics, unit)
-            delta[i], delta_lo[i], product[i], product_lo[i] = d, d_lo, q, q_lo
+        first = 0
+        while first < t.length:  # a few cache lines of each row, while the same of the next four are on their way
+            count = min(t.length - first, 64)
+            for i in range(4, 8):
+                prefetch(x + i * pitch + first, 64 * sizeof(real))
+                if not statistics:
+                    prefetch(dy + i * pitch + first, 64 * sizeof(real))
+            for i in range(first, first + count):
+                d, d_lo, q, q_lo = delta[i], delta_lo[i], product[i], product_lo[i]
+                add_term(&d, &d_lo, &q, &q_lo, x[i], dy[i], mean[i], statistics, unit)
+                add_term(&d, &d_lo, &q, &q_lo, x[i + pitch], dy[i + pitch], mean[i], statistics, unit)
+                add_term(&d, &d_lo, &q, &q_lo, x[i + 2 * pitch], dy[i + 2 * pitch], mean[i], statistics, unit)
+                add_term(&d, &d_lo, &q, &q_lo, x[i + 3 * pitch], dy[i + 3 * pitch], mean[i], statistics, unit)
+                delta[i], delta_lo[i], product[i], product_lo[i] = d, d_lo, q, q_lo
+            first += count
         x += 4 * pitch
         dy += 4 * pitch
         row += 4
@@ -579,6 +583,7 @@ cdef void apply_task(
     cdef real* dx0 = <real*> &dx[t.n0, t.c0, t.s0]
     cdef Channel ch
     cdef bint normalize = p.operator != BACKPROP
+    cdef bint scattered = p.far and not p.long_runs and t.pitch != t.length
     cdef Py_ssize_t row, i, _i, q, count, most, length, position = 0
     # The coefficients of each position of a row; in a long run they are all the same.
     while position < (1 if p.long_runs else t.length):
@@ -589,19 +594,15 @@ cdef void apply_task(
                 position += 1
     for row in range(t.rows):
         length = t.length if row + 1 < t.rows else t.last
-        if p.cold:
-            prefetch(x0 + t.pitch, length * sizeof(real))
-            if not normalize:
-                prefetch(dy0 + t.pitch, length * sizeof(real))
         i = 0
         most = BLOCK if p.long_runs else POSITIONS
         count = most - (<uintptr_t> dx0 % 64 // sizeof(real) if p.streams else 0)  # so that blocks end where lines do
         while i < length:
             count = min(length - i, count)
-            if p.far:
-                prefetch(x0 + i + most, most * sizeof(real))
+            if scattered:
+                prefetch(x0 + t.pitch + i, count * sizeof(real))
                 if not normalize:
-                    prefetch(dy0 + i + most, most * sizeof(real))
+                    prefetch(dy0 + t.pitch + i, count * sizeof(real))
             if normalize and p.long_runs:
                 compute(x0 + i, dy0 + i, block, a, b, c, d, count, True, True)
             elif normalize:

@@ -66,12 +66,11 @@ static inline void stream(void* to, const void* from, size_t bytes) {
     char* target = (char*)to;
     const char* source = (const char*)from;
     const size_t head = (size_t)(-(uintptr_t)target % 64);
-    if (bytes < head + 64) {
-        memcpy(target, source, bytes);
-        return;
+    if (head) { /* not at all is cheaper than a call of memcpy for nothing */
+        const size_t count = head < bytes ? head : bytes;
+        memcpy(target, source, count);
+        target += count, source += count, bytes -= count;
     }
-    memcpy(target, source, head);
-    target += head, source += head, bytes -= head;
     for (; bytes >= 64; target += 64, source += 64, bytes -= 64) {
 #if defined(__AVX512F__)
         _mm512_stream_si512((__m512i*)target, _mm512_loadu_si512(source));
@@ -80,7 +79,8 @@ static inline void stream(void* to, const void* from, size_t bytes) {
             _mm_stream_si128((__m128i*)target + i, _mm_loadu_si128((const __m128i*)source + i));
 #endif
     }
-    memcpy(target, source, bytes);
+    if (bytes)
+        memcpy(target, source, bytes);
 #else
     memcpy(to, from, bytes);
 #endif
