@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard bnbp/*.pyx bnbp/*.pxd bnbp/_machine.h bnbp/include/bnbp/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench docs lint format clean
+.PHONY: help demo test test-all bench docs lint format clean
 .SECONDARY:
 
 help: ## list the targets
@@ -19,6 +19,9 @@ demo: $(VENV)/.demo ## train a small network on real images with the operators, 
 
 test: $(VENV)/.test ## run every test that needs no framework
 	$(BIN)/pytest
+
+test-all: $(VENV)/.test ## those too that need PyTorch, TensorFlow and JAX, which you install into .venv
+	$(BIN)/pytest -m ""
 
 bench: $(VENV)/.bench ## measure the operators beside the memory's floor
 	$(BIN)/bnbp bench

@@ -73,8 +73,8 @@ def batch_norm_training(
 
     Notes
     -----
-    Arithmetic is in float64 for both types. Mean and sum of squared deviations are computed for blocks of the channel
-    about each block's own mean and merged [1]_, so nothing cancels: a constant channel has variance exactly 0.
+    Mean and variance are accumulated in float64, and compensated where the data is float64 too. They are computed for
+    chunks of the channel and merged [1]_, so nothing cancels: a constant channel has variance exactly 0.
 
     References
     ----------
@@ -169,8 +169,8 @@ def batch_norm_training_backprop(
     Notes
     -----
     The gradient is that of S. Ioffe and C. Szegedy, "Batch normalization", 2015 (arXiv:1502.03167), section 3, in the
-    simplified form that the operator reference derives. Products and sums are in float64, and compensated where the
-    data is float64 too.
+    simplified form that the operator reference derives. The sums are in float64, and compensated where the data is
+    float64 too, which makes them right to the last place or so; ``input_delta`` is computed in the type of the data.
 
     Examples
     --------
@@ -250,7 +250,7 @@ def batch_norm_inference(
 
     Notes
     -----
-    The formula is that of nGraph's operator ``BatchNormInference``. Arithmetic is in float64 for both types.
+    The formula is that of nGraph's operator ``BatchNormInference``. The scale is computed in float64 and rounded once.
 
     Examples
     --------

@@ -78,11 +78,11 @@ def test_bnbp_and_numpy_are_right_for_any_number_of_axes(operator, layout, shape
     assert ("read" in row.seconds) == operator.startswith("training")
 
 
+@pytest.mark.framework
 @pytest.mark.parametrize("peer", ["torch", "tensorflow", "jax"])
-def test_a_peer_is_right_if_it_is_installed(tmp_path, peer):
+def test_a_peer_is_right(tmp_path, peer):
     """In a process of its own: they do not like to be forked, as other tests do."""
-    if bench.importlib.util.find_spec(peer) is None:
-        pytest.skip(f"{peer} is not installed")
+    assert bench.importlib.util.find_spec(peer), f"this test needs {peer}"
     program = """
 import sys
 from bnbp import bench
