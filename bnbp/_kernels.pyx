@@ -340,7 +340,7 @@ cdef inline Task task_of(Plan p, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t index)
     rows = n1 - t.n0
     t.s0 = t.chunk % p.per_run * CHUNK
     t.pitch = p.merge * p.c * p.s
-    t.next = 0 if p.shared or p.far else p.unit * p.s
+    t.next = 0 if p.shared or p.far or c1 == p.c else p.unit * p.s
     t.rows = (rows + p.merge - 1) // p.merge
     if p.long_runs:
         t.length = t.last = min(p.s - t.s0, CHUNK)
@@ -366,8 +366,11 @@ cdef struct Lanes:
 
 
 cdef void reduce_lanes(const real* x, const real* dy, Py_ssize_t length, Py_ssize_t ahead, double mean, bint statistics,
-                       Lanes* sums) noexcept nogil:
-    """Adds a run, a multiple of LANES elements, to the lanes' sums; asks for what comes `ahead` elements later."""
+                       bint both, Lanes* sums) noexcept nogil:
+    """Adds a run, a multiple of LANES elements, to the lanes' sums.
+
+    Asks for the x that comes `ahead` elements later, or for `both`.
+    """
     cdef double[LANES] delta, delta_lo, product, product_lo  # local arrays, which become registers
     cdef Py_ssize_t i, lane
     cdef double unit = one()
@@ -375,7 +378,7 @@ cdef void reduce_lanes(const real* x, const real* dy, Py_ssize_t length, Py_ssiz
         delta[lane] = delta_lo[lane] = product[lane] = product_lo[lane] = 0.0
     for i in range(0, length, 16):
         prefetch_line(x + i + ahead)
-        if not statistics:
+        if both:
             prefetch_line(dy + i + ahead)
         for lane in range(16):
             add_term(&delta[lane], &delta_lo[lane], &product[lane], &product_lo[lane], x[i + lane], dy[i + lane], mean,
@@ -408,22 +411,25 @@ cdef void reduce_long(
 ) noexcept nogil:
     """The sums of a chunk of long runs: LANES accumulators, folded in halves at the end."""
     cdef Lanes lanes
-    cdef Py_ssize_t i, _row, near, far = min(AHEAD // <Py_ssize_t> sizeof(real), s)
+    cdef Py_ssize_t i, _row, near, ahead, wrapped, far = min(AHEAD // <Py_ssize_t> sizeof(real), s)
     cdef Py_ssize_t whole_lanes = t.length - t.length % LANES
     memset(&lanes, 0, sizeof(Lanes))
     for _row in range(t.rows):
-        # What is asked for next: the same run further on, and near its end the start of the next one, which is in
-        # another page, where the hardware does not look ahead.
+        # What is asked for next: x at the same place in the thread's next unit (apply asks for its dy), or else both
+        # further on in the same run, and near its end the start of the next one, which is in another page, where the
+        # hardware does not look ahead.
         if t.next:
-            near, far = whole_lanes, t.next
+            near = ahead = 0
+            wrapped = t.next
         else:
             near = whole_lanes if s - t.s0 - t.length >= far else max(s - t.s0 - far, 0) // LANES * LANES
+            ahead, wrapped = far, far + t.pitch - s
         if statistics:
-            reduce_lanes(x, dy, near, far, mean, True, &lanes)
-            reduce_lanes(x + near, dy + near, whole_lanes - near, far + t.pitch - s, mean, True, &lanes)
+            reduce_lanes(x, dy, near, ahead, mean, True, False, &lanes)
+            reduce_lanes(x + near, dy + near, whole_lanes - near, wrapped, mean, True, False, &lanes)
         else:
-            reduce_lanes(x, dy, near, far, mean, False, &lanes)
-            reduce_lanes(x + near, dy + near, whole_lanes - near, far + t.pitch - s, mean, False, &lanes)
+            reduce_lanes(x, dy, near, ahead, mean, False, t.next == 0, &lanes)
+            reduce_lanes(x + near, dy + near, whole_lanes - near, wrapped, mean, False, t.next == 0, &lanes)
         for i in range(whole_lanes, t.length):
             add_term(&lanes.delta[i - whole_lanes], &lanes.delta_lo[i - whole_lanes], &lanes.product[i - whole_lanes],
                      &lanes.product_lo[i - whole_lanes], x[i], dy[i], mean, statistics, 1.0)
@@ -603,6 +609,11 @@ cdef void apply_task(
                 prefetch(x0 + t.pitch + i, count * sizeof(real))
                 if not normalize:
                     prefetch(dy0 + t.pitch + i, count * sizeof(real))
+            if t.next:  # the memory is free for what reduce has not asked for itself
+                if not p.long_runs:
+                    prefetch(x0 + t.next + i, count * sizeof(real))
+                if not normalize:
+                    prefetch(dy0 + t.next + i, count * sizeof(real))
             if normalize and p.long_runs:
                 compute(x0 + i, dy0 + i, block, a, b, c, d, count, True, True)
             elif normalize:
