@@ -132,7 +132,7 @@ def test_many_python_threads_at_once_give_the_same_bits():
 
 
 def test_the_gil_is_released_during_a_call():
-    batch = make_batch((16, 32, 100, 100))
+    batch = make_batch((32, 32, 100, 100))
     running, ticks = threading.Event(), []
 
     def tick():
