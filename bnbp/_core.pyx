@@ -27,6 +27,13 @@ from bnbp.kernels cimport BNBP_KERNELS_CAPSULE, bnbp_kernels
 
 cdef extern from "bnbp/batch_norm.hpp" namespace "bnbp" nogil:
     """
+    #if !defined(_WIN32)
+    #include <unistd.h>
+    #endif
+    #if defined(__APPLE__)
+    #include <sys/sysctl.h>
+    #endif
+
     // The C++ exception in flight becomes the Python exception of the same meaning.
     static void raise_python() {
         try {
@@ -57,6 +64,18 @@ cdef extern from "bnbp/batch_norm.hpp" namespace "bnbp" nogil:
         return 1;
     }
 
+    // Bytes of a core's cache of a level, or 0 where the system does not say.
+    static Py_ssize_t cache_size(int level) {
+        long long size = 0;
+    #if defined(_SC_LEVEL2_CACHE_SIZE)
+        size = sysconf(level == 2 ? _SC_LEVEL2_CACHE_SIZE : _SC_LEVEL3_CACHE_SIZE);
+    #elif defined(__APPLE__)
+        size_t length = sizeof size;
+        if (sysctlbyname(level == 2 ? "hw.l2cachesize" : "hw.l3cachesize", &size, &length, NULL, 0)) size = 0;
+    #endif
+        return size > 0 ? (Py_ssize_t)size : 0;
+    }
+
     // The buffers of one call, given back when it ends, however it ends.
     struct Buffers {
         Py_buffer views[9];  // six inputs and three outputs
@@ -66,6 +85,7 @@ cdef extern from "bnbp/batch_norm.hpp" namespace "bnbp" nogil:
     """
     void raise_python "::raise_python"()
     int cpu_supports "::cpu_supports"(const char* level)
+    Py_ssize_t cache_size "::cache_size"(int level)
 
     cppclass Buffers "::Buffers":
         Py_buffer* views
@@ -258,18 +278,10 @@ cdef list out_of(out, Py_ssize_t count):
 kernels, _isa = load_kernels(lambda level: cpu_supports(level.encode()))  # C++ callers import the capsule from here
 cdef bnbp_kernels* table = <bnbp_kernels*> PyCapsule_GetPointer(kernels, BNBP_KERNELS_CAPSULE)
 set_kernels(table)
-table.l2_size = cache_size("SC_LEVEL2_CACHE_SIZE") or table.l2_size
+table.l2_size = cache_size(2) or table.l2_size
 # A virtual machine may report all of its host's.
-table.l3_size = min(cache_size("SC_LEVEL3_CACHE_SIZE") or table.l3_size, 32 << 20)
+table.l3_size = min(cache_size(3) or table.l3_size, 32 << 20)
 table.default_num_threads, _threads_source = default_num_threads()
-
-
-cdef Py_ssize_t cache_size(str name):
-    """Bytes of a cache, or 0 where the system does not say."""
-    try:
-        return max(os.sysconf(name), 0)
-    except (AttributeError, ValueError, OSError):
-        return 0
 
 
 def _after_fork():

@@ -154,6 +154,12 @@ def test_the_gil_is_released_during_a_call():
 # ---------------------------------------------------------------- installation
 
 
+@pytest.mark.skipif(not Path("/sys/devices/system/cpu/cpu0/cache/index2").exists(), reason="this system does not say")
+def test_the_caches_are_those_of_this_cpu():
+    kilobytes = Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text().strip().removesuffix("K")
+    assert bnbp.show_config("dicts")["caches"]["l2"] == int(kilobytes) * 1024
+
+
 def test_show_config_prints_what_it_returns(capsys):
     config = bnbp.show_config("dicts")
     assert config["version"] == bnbp.__version__
