@@ -152,6 +152,7 @@ def run(str name, tuple inputs, epsilon, channel_axis, output_mask, out, num_thr
         if not wanted[k]:
             results[k] = None
         elif results[k] is None:
+            # `inferred` says the same of shape and type, but NumPy takes the input's own objects faster.
             results[k] = empty(
                 arrays[0].shape if inferred[k].shape.size() > 1 else inferred[k].shape[0], arrays[0].dtype)
         set_tensor(outputs[k], results[k], buffers)

@@ -185,8 +185,6 @@ cdef struct Sums:         # what reduce leaves of a chunk; a row of `partial`
 
 cdef struct Channel:
     double mean           # what reduce subtracts
-    Twofold inv_std
-    double scale          # gamma * inv_std
     double a, b, c, d     # what apply computes with; see `value`
     bint in_range         # all four are numbers of full precision in float32
 
@@ -665,20 +663,28 @@ cdef inline void set_coefficients(Channel* ch, double a, double b, double c, dou
     ch.in_range = in_range(a) and in_range(b) and in_range(c) and in_range(d)
 
 
-cdef inline void normalize_with(Channel* ch, Twofold mean, double beta, real tag) noexcept nogil:
+cdef inline void normalize_with(Channel* ch, Twofold mean, double scale, double beta, real tag) noexcept nogil:
     """The mean is subtracted in two steps, so that a float32 difference keeps what the mean has beyond float32."""
     cdef double hi = <real> mean.hi
-    set_coefficients(ch, hi, (mean.hi - hi) + mean.lo, ch.scale, beta)
+    set_coefficients(ch, hi, (mean.hi - hi) + mean.lo, scale, beta)
 
 
-cdef inline void set_scale(Channel* ch, double variance, double epsilon, double gamma, real tag) noexcept nogil:
-    """1 / sqrt(variance + epsilon), and gamma times it; for float64 with one rounding each."""
+cdef inline Twofold inverse_std(double variance, double epsilon, real tag) noexcept nogil:
+    """1 / sqrt(variance + epsilon); for float64 with what it has rounded off."""
+    cdef Twofold r
     if real is float:
-        ch.inv_std.hi, ch.inv_std.lo = 1.0 / sqrt(variance + epsilon), 0.0
-        ch.scale = gamma * ch.inv_std.hi
+        r.hi, r.lo = 1.0 / sqrt(variance + epsilon), 0.0
     else:
-        ch.inv_std = inverse_square_root(two_sum(variance, epsilon))
-        ch.scale = times(ch.inv_std, whole(gamma, 0.0)).hi
+        r = inverse_square_root(two_sum(variance, epsilon))
+    return r
+
+
+cdef inline double scale_of(double gamma, Twofold inv_std, real tag) noexcept nogil:
+    """gamma * inv_std, rounded once."""
+    if real is float:
+        return gamma * inv_std.hi
+    else:
+        return times(inv_std, whole(gamma, 0.0)).hi
 
 
 cdef inline double parameter(const real* vector, Py_ssize_t c, double absent) noexcept nogil:
@@ -697,8 +703,9 @@ cdef void finish(
     cdef const Sums* chunk
     cdef Channel* ch = &channels[c]
     cdef Sums sums
-    cdef Twofold mean, step, delta, product
-    cdef double m = <double> p.n * p.s, count = 0, more, between, gamma = parameter(<const real*> a.gamma, c, 1.0)
+    cdef Twofold mean, step, delta, product, inv_std
+    cdef double m = <double> p.n * p.s, count = 0, more, between, scale
+    cdef double gamma = parameter(<const real*> a.gamma, c, 1.0), beta = parameter(<const real*> a.beta, c, 0.0)
     cdef Py_ssize_t k
     memset(&sums, 0, sizeof(Sums))
     if p.operator == TRAINING:
@@ -721,17 +728,18 @@ cdef void finish(
             (<real*> a.batch_mean)[c] = <real> mean.hi
         if a.batch_variance is not NULL:
             (<real*> a.batch_variance)[c] = <real> product.hi
-        set_scale(ch, product.hi, a.epsilon, gamma, tag)
-        normalize_with(ch, mean, parameter(<const real*> a.beta, c, 0.0), tag)
+        scale = scale_of(gamma, inverse_std(product.hi, a.epsilon, tag), tag)
+        normalize_with(ch, mean, scale, beta, tag)
         return
 
     for k in range(p.chunks if p.reduces else 0):
         chunk = <const Sums*> &partial[k, c, 0]
         add_sums(&sums, chunk.delta, chunk.delta_lo, chunk.product, chunk.product_lo, <double> 0)
     delta, product = whole(sums.delta, sums.delta_lo), whole(sums.product, sums.product_lo)
-    set_scale(ch, (<const real*> a.variance)[c], a.epsilon, gamma, tag)
+    inv_std = inverse_std((<const real*> a.variance)[c], a.epsilon, tag)
+    scale = scale_of(gamma, inv_std, tag)
     if m:  # without elements the sums are 0 even where inv_std is infinite
-        product = times(product, ch.inv_std)
+        product = times(product, inv_std)
     if a.gamma_delta is not NULL:
         (<real*> a.gamma_delta)[c] = <real> product.hi
     if a.beta_delta is not NULL:
@@ -739,11 +747,11 @@ cdef void finish(
 
     mean.hi, mean.lo = ch.mean, 0.0
     if p.operator == BACKPROP:
-        set_coefficients(ch, over(delta, m).hi, ch.mean, over(times(product, ch.inv_std), m).hi, ch.scale)
+        set_coefficients(ch, over(delta, m).hi, ch.mean, over(times(product, inv_std), m).hi, scale)
     elif p.operator == INFERENCE:
-        normalize_with(ch, mean, parameter(<const real*> a.beta, c, 0.0), tag)
+        normalize_with(ch, mean, scale, beta, tag)
     else:  # dx = (dy - 0) scale + -0: adding -0 changes no number, not even the sign of a zero
-        set_coefficients(ch, 0.0, 0.0, ch.scale, -0.0)
+        set_coefficients(ch, 0.0, 0.0, scale, -0.0)
 
 
 # ---------------------------------------------------------------- the schedule
@@ -779,7 +787,8 @@ cdef bnbp_status run(const bnbp_arguments* a, Operator operator, const real* inp
     cdef bint reduces = operator == TRAINING or (
         operator != INFERENCE and (a.gamma_delta is not NULL or a.beta_delta is not NULL or operator == BACKPROP))
     cdef bint in_place = output is input or output is a.normalized_delta
-    cdef Plan p = plan_of(a, operator, reduces, output is not NULL, in_place)
+    cdef bint single = operator == BACKPROP and a.n * a.s == 1
+    cdef Plan p = plan_of(a, operator, reduces, output is not NULL and not single, in_place)
     cdef void* workspace = malloc((p.chunks if reduces else 0) * p.c * sizeof(Sums) + p.c * sizeof(Channel))
     cdef Channel* channels = <Channel*> workspace
     cdef const real* second = <const real*> a.normalized_delta
@@ -787,8 +796,6 @@ cdef bnbp_status run(const bnbp_arguments* a, Operator operator, const real* inp
     cdef int thread, team = p.team
     if workspace is NULL:
         return BNBP_NO_MEMORY
-    if p.n * p.s == 1 and operator == BACKPROP and output is not NULL:
-        p.applies = False  # one element in a channel: see below
     VIEW(x, input, p.n, p.c, p.s, sizeof(real))
     VIEW(dy, input if second is NULL else second, p.n, p.c, p.s, sizeof(real))
     VIEW(dx, output, p.n, p.c, p.s, sizeof(real))
@@ -818,8 +825,8 @@ cdef bnbp_status run(const bnbp_arguments* a, Operator operator, const real* inp
     else:
         run_units(a, x, dy, dx, channels, partial, p, 0, 1)
 
-    if operator == BACKPROP and output is not NULL and not p.applies:
-        memset(output, 0, p.c * sizeof(real))  # the normalised value of a single element is beta, whatever it is
+    if single and output is not NULL:  # the normalised value of a single element is beta, whatever it is
+        memset(output, 0, p.c * sizeof(real))
     free(workspace)
     return BNBP_OK
 
@@ -840,28 +847,26 @@ cdef void run_units(const bnbp_arguments* a, const real[:, :, ::1] x, const real
 
 # ---------------------------------------------------------------- the table
 
-cdef bnbp_status training(const bnbp_arguments* a) noexcept nogil:
+cdef bnbp_status run_typed(const bnbp_arguments* a, Operator operator, void* output) noexcept nogil:
     if a.type == BNBP_F32:
-        return run(a, TRAINING, <const float*> a.input, <float*> a.normalized)
-    return run(a, TRAINING, <const double*> a.input, <double*> a.normalized)
+        return run(a, operator, <const float*> a.input, <float*> output)
+    return run(a, operator, <const double*> a.input, <double*> output)
+
+
+cdef bnbp_status training(const bnbp_arguments* a) noexcept nogil:
+    return run_typed(a, TRAINING, a.normalized)
 
 
 cdef bnbp_status training_backprop(const bnbp_arguments* a) noexcept nogil:
-    if a.type == BNBP_F32:
-        return run(a, BACKPROP, <const float*> a.input, <float*> a.input_delta)
-    return run(a, BACKPROP, <const double*> a.input, <double*> a.input_delta)
+    return run_typed(a, BACKPROP, a.input_delta)
 
 
 cdef bnbp_status inference(const bnbp_arguments* a) noexcept nogil:
-    if a.type == BNBP_F32:
-        return run(a, INFERENCE, <const float*> a.input, <float*> a.normalized)
-    return run(a, INFERENCE, <const double*> a.input, <double*> a.normalized)
+    return run_typed(a, INFERENCE, a.normalized)
 
 
 cdef bnbp_status inference_backprop(const bnbp_arguments* a) noexcept nogil:
-    if a.type == BNBP_F32:
-        return run(a, INFERENCE_BACKPROP, <const float*> a.input, <float*> a.input_delta)
-    return run(a, INFERENCE_BACKPROP, <const double*> a.input, <double*> a.input_delta)
+    return run_typed(a, INFERENCE_BACKPROP, a.input_delta)
 
 
 cdef bnbp_kernels kernels_

