@@ -13,9 +13,19 @@ from setuptools.errors import CompileError, LinkError
 
 # Contracting a*b+c to one instruction where the machine has it would make the bits depend on the machine.
 # GCC unrolls loops of up to 16 turns before it looks for vectors, and then finds none in the kernels' lanes.
+# What is declared inline is inlined, and nothing else: a kernel is compiled once for each of its constant arguments, and
+# its accumulators stay in registers, which they do not in the middle of a larger function.
 FLAGS = {
     "msvc": ["/O2", "/std:c++17"],
-    "unix": ["-O3", "-std=c++17", "-ffp-contract=off", "--param=max-completely-peel-times=8"],
+    "unix": [
+        "-O3",
+        "-std=c++17",
+        "-ffp-contract=off",
+        "--param=max-completely-peel-times=4",
+        "-fno-inline-functions",
+        "-fno-inline-functions-called-once",
+        "-DCYTHON_INLINE=inline __attribute__((always_inline))",
+    ],
 }
 
 # Compile and link flags, in the order to try them: GCC and Clang, then Apple's Clang with Homebrew's libomp.

@@ -64,14 +64,14 @@ cdef extern from "bnbp/batch_norm.hpp" namespace "bnbp" nogil:
         return 1;
     }
 
-    // Bytes of a core's cache of a level, or 0 where the system does not say.
-    static Py_ssize_t cache_size(int level) {
+    // Bytes of a core's second-level cache, or 0 where the system does not say.
+    static Py_ssize_t l2_cache_size() {
         long long size = 0;
     #if defined(_SC_LEVEL2_CACHE_SIZE)
-        size = sysconf(level == 2 ? _SC_LEVEL2_CACHE_SIZE : _SC_LEVEL3_CACHE_SIZE);
+        size = sysconf(_SC_LEVEL2_CACHE_SIZE);
     #elif defined(__APPLE__)
         size_t length = sizeof size;
-        if (sysctlbyname(level == 2 ? "hw.l2cachesize" : "hw.l3cachesize", &size, &length, NULL, 0)) size = 0;
+        if (sysctlbyname("hw.l2cachesize", &size, &length, NULL, 0)) size = 0;
     #endif
         return size > 0 ? (Py_ssize_t)size : 0;
     }
@@ -85,7 +85,7 @@ cdef extern from "bnbp/batch_norm.hpp" namespace "bnbp" nogil:
     """
     void raise_python "::raise_python"()
     int cpu_supports "::cpu_supports"(const char* level)
-    Py_ssize_t cache_size "::cache_size"(int level)
+    Py_ssize_t l2_cache_size "::l2_cache_size"()
 
     cppclass Buffers "::Buffers":
         Py_buffer* views
@@ -279,9 +279,7 @@ cdef list out_of(out, Py_ssize_t count):
 kernels, _isa = load_kernels(lambda level: cpu_supports(level.encode()))  # C++ callers import the capsule from here
 cdef bnbp_kernels* table = <bnbp_kernels*> PyCapsule_GetPointer(kernels, BNBP_KERNELS_CAPSULE)
 set_kernels(table)
-table.l2_size = cache_size(2) or table.l2_size
-# A virtual machine may report all of its host's.
-table.l3_size = min(cache_size(3) or table.l3_size, 32 << 20)
+table.l2_size = l2_cache_size() or table.l2_size
 table.default_num_threads, _threads_source = default_num_threads()
 
 
@@ -295,11 +293,17 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def set_l2_size(Py_ssize_t size):
+    """Make the kernels believe in another cache, so that tests reach every schedule with small arrays; the old size."""
+    old, table.l2_size = table.l2_size, size
+    return old
+
+
 def config():
     """What `bnbp.show_config` says of the compiled part."""
     return {
         "isa": _isa,
-        "caches": {"l2": table.l2_size, "l3": table.l3_size},
+        "caches": {"l2": table.l2_size},
         "openmp": {"enabled": table.openmp != 0, "version": table.openmp or None},
         "threads": {
             "default": 1 if table.serial else table.default_num_threads,

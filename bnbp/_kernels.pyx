@@ -50,7 +50,7 @@ h. Borrowed views. The kernels are called through a C table with plain pointers 
 """
 
 from cpython.pycapsule cimport PyCapsule_New
-from cython.parallel cimport parallel, prange
+from cython.parallel cimport parallel, prange, threadid
 from libc.math cimport NAN, fabs, sqrt
 from libc.stdlib cimport free, malloc
 from libc.stdint cimport uintptr_t
@@ -79,9 +79,13 @@ cdef extern from "_machine.h" nogil:
     void VIEW(const float[:, :, ::1] view, const void* memory, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c, size_t size)
     void VIEW(const double[:, :, ::1] view, const void* memory, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c, size_t size)
     void barrier()
+    int team_size()
     void prefetch(const void* address, size_t size)
     void prefetch_line(const void* address)
+    void widen(double* to, const float* source)
+    void widen(double* to, const double* source)
     void stream(void* to, const void* source, size_t size)
+    void stream_line(void* to, const void* source)
     void stream_fence()
     double product_error(double a, double b, double p)
     double one()
@@ -90,23 +94,32 @@ cdef extern from "_machine.h" nogil:
     const int BNBP_OPENMP
     const char* BNBP_ISA
 
-# The reasons are times measured on two cores of an AMD EPYC (Zen 4, L2 1 MiB, L3 32 MiB), x86-64-v4, float32.
+# The reasons are times measured on two cores of an Intel Xeon (L2 2 MiB), x86-64-v4, float32.
 cdef enum:
-    # Elements from which a run is long. From 128 on, 14 x 14 planes took a third longer: each of their runs has a tail.
-    RUN = 512
-    # Elements of a chunk of long runs. Its sums are 0.1 % of the bytes that it has read.
-    CHUNK = 4096
-    # Accumulators of a long run: 4 registers of 512 bits or 8 of 256 for both sums; twice as many AVX2 does not have.
+    # Elements from which a run is summed in lanes.
+    RUN = 32
+    # Elements of a run that are summed together. Its sums are 0.1 % of the bytes that it has read.
+    CHUNK = 8192
+    # Accumulators of a run: 4 registers of 512 bits or 8 of 256 for both sums; twice as many AVX2 does not have.
     LANES = 16
-    # Accumulators of a row: 12 KiB with the means. 1024 leave L1 no room for the data: with them, and with one row at a
-    # time instead of four, `reduce` took 0.47 ns an element instead of 0.33.
-    POSITIONS = 512
-    # Rows in a chunk of short runs. Its sums are then 3 % of the bytes that it has read.
+    # Channels side by side that one sweep takes; their lanes are 16 KiB of float64.
+    WIDTH = 32
+    # Elements of a unit's row from which it is worth going to the next: 2 KiB.
+    SEGMENT = 512
+    # Positions of a row that are taken together: their accumulators and means are 12 KiB, and leave L1 room for the data.
+    SPAN = 512
+    # Positions of a row, at most, where it is longer and has all channels.
+    POSITIONS = 2048
+    # Rows whose sums are kept in registers before they go back to the accumulators.
+    GROUP = 8
+    # Rows in a chunk of short runs, at least. Its sums are then 3 % of the bytes that it has read.
     ROWS = 128
-    # Elements of a long run that are computed before they are streamed: 0.17 ns each; with 64 0.22, with 512 0.21.
+    # Chunks of short runs where there are more rows than that.
+    CHUNKS = 64
+    # Elements that are computed before they are streamed.
     BLOCK = 128
-    # Bytes asked for ahead in a long run. 56 x 56 planes reduce in 1.9 ms on one core; not asking ahead, in 3.1.
-    AHEAD = 4096
+    # Bytes asked for ahead.
+    AHEAD = 8192
     # Elements below which a team is not worth starting. 16384 take 10 us on one core and 17 on two, 32768 18 and 10.
     REGION = 32768
     # More threads than this were asked for by mistake. Where the system refuses one, GNU OpenMP ends the process.
@@ -189,16 +202,16 @@ cdef struct Channel:
     bint in_range         # all four are numbers of full precision in float32
 
 
-cdef inline void add_term(double* delta, double* delta_lo, double* product, double* product_lo, real x, real dy,
-                          double mean, bint statistics, double unit) noexcept nogil:
+cdef inline void add_term(double* delta, double* delta_lo, double* product, double* product_lo, double x, double dy,
+                          double mean, bint statistics, double unit, real tag) noexcept nogil:
     """Adds an element to the sums. For statistics the deviation x - mean takes the place of dy."""
     cdef Twofold centered, square
     cdef double d, d_lo = 0.0
     if real is float:
         centered.hi = x - mean
         d = centered.hi if statistics else dy
-        delta[0] = plus(delta[0], d, unit)
-        product[0] = plus(product[0], d * centered.hi, unit)
+        delta[0] += d
+        product[0] += d * centered.hi
     else:
         centered = two_sum(x, -mean, unit)
         d = centered.hi if statistics else dy
@@ -249,16 +262,19 @@ cdef enum Operator:
 cdef struct Plan:
     Operator operator
     Py_ssize_t n, c, s
-    bint long_runs
+    bint runs              # S is long enough for lanes
     Py_ssize_t merge       # rows of (C, S) that are taken as one, where they are very short
     Py_ssize_t chunk_rows  # rows of a chunk
     Py_ssize_t per_run     # chunks in a run
+    Py_ssize_t length      # elements of a run in a chunk, unless it is the last
     Py_ssize_t chunks      # chunks in a channel
     Py_ssize_t width       # channels in a task
     Py_ssize_t unit        # channels in a unit
     Py_ssize_t units
     bint reduces, applies
     bint shared            # all threads work on a unit together
+    bint private           # each thread has numbers of the channels to itself
+    bint fused             # a unit is applied to while the next one is reduced
     bint far               # apply does not find its data in L2
     bint streams           # the output is written past the caches
     int team
@@ -266,124 +282,174 @@ cdef struct Plan:
 
 cdef struct Task:          # a chunk of some channels: `rows` rows of `length` elements, the last one of `last`
     Py_ssize_t chunk, c0, c1
-    Py_ssize_t n0, s0      # where it begins, in channel c0
+    Py_ssize_t n0          # where it begins, in channel c0
     Py_ssize_t rows, length, last, pitch
-    Py_ssize_t next        # elements to the same place in the thread's next unit, if its cache can hold two; or 0
 
 
 cdef Plan plan_of(const bnbp_arguments* a, Operator operator, bint reduces, bint applies, bint in_place) noexcept nogil:
     cdef Plan p
     cdef Py_ssize_t size = 4 if a.type == BNBP_F32 else 8
     cdef Py_ssize_t bytes_read = size * (1 if operator == TRAINING else 2)
-    cdef Py_ssize_t l2 = kernels_.l2_size, row, channel, most, segments
-    cdef Py_ssize_t elements = a.n * a.c * a.s
+    cdef Py_ssize_t l2 = kernels_.l2_size, elements = a.n * a.c * a.s
     p.operator = operator
     p.n, p.c, p.s = a.n, a.c, a.s
     p.reduces, p.applies = reduces, applies
     p.streams = elements * size >= l2 and not in_place
     p.team = 1 if kernels_.serial or elements < REGION else min(a.num_threads, MAX_TEAM)
-    p.merge = p.per_run = p.width = 1
+    p.runs = a.s >= RUN
+    p.far = not reduces or elements * bytes_read > l2 // 2
+    p.merge = p.per_run = p.width = p.length = 1
     p.chunks = p.chunk_rows = 0
-    p.long_runs = a.s >= RUN
-    row = a.c * a.s
-    channel = a.n * a.s * bytes_read      # bytes of a channel that reduce reads and apply reads again
+    p.shared = p.fused = False
 
     # What decides about bits: a function of the shape alone.
-    if elements and p.long_runs:
+    if elements and p.runs:
         p.per_run = (a.s + CHUNK - 1) // CHUNK
+        p.length = ((a.s + p.per_run - 1) // p.per_run + LANES - 1) // LANES * LANES
+        p.per_run = (a.s + p.length - 1) // p.length
         p.chunk_rows = max(CHUNK // a.s, 1)
         p.chunks = (a.n + p.chunk_rows - 1) // p.chunk_rows * p.per_run
     elif elements:
-        if row <= POSITIONS // 2:
-            p.merge = POSITIONS // row
-        p.chunk_rows = ROWS * p.merge
+        if a.c * a.s <= SPAN // 2:
+            p.merge = SPAN // (a.c * a.s)
+            if p.merge > LANES:
+                p.merge -= p.merge % LANES  # whole lanes
+        p.chunk_rows = max(a.n // CHUNKS // p.merge // GROUP * GROUP, ROWS) * p.merge
         p.chunks = (a.n + p.chunk_rows - 1) // p.chunk_rows
 
     # What decides about speed: caches and threads.
-    if not p.long_runs and elements:
-        most = POSITIONS  # or fewer, if L2 can then keep them for all n
-        while most > POSITIONS // 2 and a.n * most * bytes_read > l2 // 2:
-            most //= 2
-        if a.n * most * bytes_read > l2 // 2:
-            most = POSITIONS
-        p.width = p.c if p.merge > 1 else min(max(most // a.s, 1), p.c)
-    segments = (p.c + p.width - 1) // p.width
-    p.shared = p.team > 1 and (channel * p.width * p.team > kernels_.l3_size // 2 or segments < 4 * p.team)
-    p.unit = p.width
-    if not reduces or (not p.long_runs and channel * p.width > l2 // 2):
-        p.unit = p.c
-        p.shared = p.team > 1
-    elif p.shared:
-        p.unit = min(max(l2 // 2 * p.team // max(channel * p.width, 1), 1) * p.width, p.c)
-    p.far = channel * p.unit > (l2 // 2) * (p.team if p.shared else 1) or not reduces
+    p.unit = p.c
+    if elements and p.runs:
+        plan_runs(&p, a.n * a.s * bytes_read, 64 // size)
+    elif elements:
+        plan_rows(&p, a.n * a.s * bytes_read)
     p.units = (p.c + p.unit - 1) // p.unit
+    p.private = p.shared and p.runs and p.reduces
     if p.team > 1:
         kernels_.region_entered = 1
     return p
 
 
-cdef inline Py_ssize_t tasks_in(Plan p, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
-    return p.chunks * ((c1 - c0 + p.width - 1) // p.width)
+cdef inline void plan_runs(Plan* p, Py_ssize_t channel, Py_ssize_t line) noexcept nogil:
+    """Units of channels with long runs; `channel` is the bytes that one of them is read from."""
+    cdef Py_ssize_t l2 = kernels_.l2_size, aligned = 1, unit
+    if not p.reduces:  # nothing is read twice, and long stretches of memory are best
+        if p.n >= 4 * p.team:
+            p.per_run, p.length, p.chunks = 1, p.s, (p.n + p.chunk_rows - 1) // p.chunk_rows
+        p.shared = p.team > 1 and (p.chunks >= 4 * p.team if p.per_run == 1 else p.c < 4 * p.team)
+        if p.per_run > 1:
+            p.unit = 1
+        elif p.team > 1 and not p.shared:
+            p.unit = max(p.c // (4 * p.team), 1)
+        return
+    while aligned * p.s % line:
+        aligned *= 2
+    unit = aligned
+    while unit * p.s < SEGMENT:
+        unit += aligned
+    if p.per_run > 1:
+        unit = 1
+    # Narrower, if a unit would not fit the cache, or there were too few for the team.
+    unit = max(min(unit, WIDTH, l2 // 4 // channel, p.c // (4 * p.team) if p.team > 1 else p.c), 1)
+    p.shared = p.chunks >= 2 * p.team > 2 and (unit * channel > l2 // 4 or p.c < 4 * p.team)
+    if p.shared and p.per_run == 1:
+        unit = max(min(WIDTH, p.c, l2 // 4 * p.team // channel), 1)
+    p.unit = unit
+    p.fused = p.applies and unit * channel <= l2 // 2 * (p.team if p.shared else 1)
+
+
+cdef inline void plan_rows(Plan* p, Py_ssize_t channel) noexcept nogil:
+    """Tasks and units of channels with short runs; `channel` is the bytes that one of them is read from."""
+    cdef Py_ssize_t l2 = kernels_.l2_size
+    p.width = p.c if p.merge > 1 else max(min(SPAN // p.s, p.c, l2 // 2 // channel), SPAN // 2 // p.s, 1)
+    if p.reduces and p.width * channel <= l2 // 2 and p.width < p.c:
+        p.unit = p.width
+        p.shared = p.team > 1 and p.c < 4 * p.team * p.unit
+        if p.shared:
+            p.unit = min(l2 // 2 * p.team // (p.width * channel) * p.width, p.c)
+        p.far = False
+        return
+    if p.merge == 1:
+        p.width = min(POSITIONS // p.s, p.c)
+    p.shared = p.team > 1
 
 
 cdef inline Task task_of(Plan p, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t index) noexcept nogil:
-    """Task `index` of the unit of channels [c0, c1), in the order of memory."""
+    """Task `index` of short runs in the unit of channels [c0, c1), in the order of memory."""
     cdef Task t
-    cdef Py_ssize_t segments = (c1 - c0 + p.width - 1) // p.width, n1, rows
-    t.chunk = index // (segments * p.per_run) * p.per_run + index % p.per_run
-    t.c0 = c0 + index // p.per_run % segments * p.width
+    cdef Py_ssize_t segments = (c1 - c0 + p.width - 1) // p.width, rows
+    t.chunk = index // segments
+    t.c0 = c0 + index % segments * p.width
     t.c1 = min(t.c0 + p.width, c1)
-    t.n0 = t.chunk // p.per_run * p.chunk_rows
-    n1 = min(t.n0 + p.chunk_rows, p.n)
-    rows = n1 - t.n0
-    t.s0 = t.chunk % p.per_run * CHUNK
+    t.n0 = t.chunk * p.chunk_rows
+    rows = min(p.chunk_rows, p.n - t.n0)
     t.pitch = p.merge * p.c * p.s
-    t.next = 0 if p.shared or p.far or c1 == p.c else p.unit * p.s
     t.rows = (rows + p.merge - 1) // p.merge
-    if p.long_runs:
-        t.length = t.last = min(p.s - t.s0, CHUNK)
-    else:
-        t.length = p.merge * (t.c1 - t.c0) * p.s
-        t.last = t.length - (t.rows * p.merge - rows) * (t.c1 - t.c0) * p.s
-        if t.rows == 1:
-            t.length = t.last
+    t.length = p.merge * (t.c1 - t.c0) * p.s
+    t.last = t.length - (t.rows * p.merge - rows) * (t.c1 - t.c0) * p.s
+    if t.rows == 1:
+        t.length = t.last
     return t
 
 
 cdef inline Py_ssize_t count_of(Plan p, Py_ssize_t chunk) noexcept nogil:
     """Elements of a channel in a chunk."""
     if p.per_run > 1:
-        return min(CHUNK, p.s - chunk % p.per_run * CHUNK)
+        return min(p.length, p.s - chunk % p.per_run * p.length)
     return min(p.chunk_rows, p.n - chunk * p.chunk_rows) * p.s
 
 
 # ---------------------------------------------------------------- reduce
 
-cdef struct Lanes:
-    double[16] delta, delta_lo, product, product_lo
+cdef struct Lanes:  # the sums of a channel's runs: lane i % LANES has those of element i of each
+    double[16] delta, product, delta_lo, product_lo
 
 
-cdef void reduce_lanes(const real* x, const real* dy, Py_ssize_t length, Py_ssize_t ahead, double mean, bint statistics,
-                       bint both, Lanes* sums) noexcept nogil:
-    """Adds a run, a multiple of LANES elements, to the lanes' sums.
+cdef inline void clear(Lanes* sums, real tag) noexcept nogil:
+    cdef Py_ssize_t lane
+    for lane in range(16):
+        sums.delta[lane] = sums.product[lane] = sums.delta_lo[lane] = sums.product_lo[lane] = 0.0
 
-    Asks for the x that comes `ahead` elements later, or for `both`.
-    """
-    cdef double[LANES] delta, delta_lo, product, product_lo  # local arrays, which become registers
+
+cdef inline void reduce_lanes(const real* x, const real* dy, Py_ssize_t count, Py_ssize_t ahead, double mean,
+                              bint statistics, Lanes* sums) noexcept nogil:
+    cdef double[LANES] delta, delta_lo, product, product_lo, xs, dys  # local arrays, which become registers
     cdef Py_ssize_t i, lane
     cdef double unit = one()
     for lane in range(16):  # literal bounds: with an enum GCC keeps the lanes in memory
         delta[lane] = delta_lo[lane] = product[lane] = product_lo[lane] = 0.0
-    for i in range(0, length, 16):
-        prefetch_line(x + i + ahead)
-        if both:
-            prefetch_line(dy + i + ahead)
-        for lane in range(16):
-            add_term(&delta[lane], &delta_lo[lane], &product[lane], &product_lo[lane], x[i + lane], dy[i + lane], mean,
-                     statistics, unit)
+    for i in range(0, count, 16):
+        prefetch(x + i + ahead, LANES * sizeof(real))
+        if not statistics:
+            prefetch(dy + i + ahead, LANES * sizeof(real))
+        if real is float:
+            widen(xs, x + i)
+            if not statistics:
+                widen(dys, dy + i)
+            for lane in range(16):
+                add_term(&delta[lane], &delta_lo[lane], &product[lane], &product_lo[lane], xs[lane],
+                         xs[lane] if statistics else dys[lane], mean, statistics, unit, <real> 0)
+        else:
+            for lane in range(16):
+                add_term(&delta[lane], &delta_lo[lane], &product[lane], &product_lo[lane], x[i + lane], dy[i + lane],
+                         mean, statistics, unit, <real> 0)
     for lane in range(16):
         add_part(&sums.delta[lane], &sums.delta_lo[lane], delta[lane], delta_lo[lane], <real> 0)
         add_part(&sums.product[lane], &sums.product_lo[lane], product[lane], product_lo[lane], <real> 0)
+
+
+cdef void reduce_block(const real* x, const real* dy, Py_ssize_t count, Py_ssize_t ahead, double mean,
+                       bint statistics, Lanes* sums) noexcept nogil:
+    """Adds a part of a run to the lanes' sums, and asks for what comes `ahead` elements later."""
+    cdef Py_ssize_t whole_lanes = count - count % LANES, i, lane
+    if statistics:
+        reduce_lanes(x, dy, whole_lanes, ahead, mean, True, sums)
+    else:
+        reduce_lanes(x, dy, whole_lanes, ahead, mean, False, sums)
+    for i in range(whole_lanes, count):
+        lane = i - whole_lanes
+        add_term(&sums.delta[lane], &sums.delta_lo[lane], &sums.product[lane], &sums.product_lo[lane], x[i], dy[i],
+                 mean, statistics, 1.0, <real> 0)
 
 
 cdef inline void fold(double* hi, double* lo, real tag) noexcept nogil:
@@ -396,47 +462,6 @@ cdef inline void fold(double* hi, double* lo, real tag) noexcept nogil:
     for lane in range(2):
         add_part(&hi[lane], &lo[lane], hi[lane + 2], lo[lane + 2], tag)
     add_part(&hi[0], &lo[0], hi[1], lo[1], tag)
-
-
-cdef void reduce_long(
-    const real* x,          # IN
-    const real* dy,         # IN
-    Task t,
-    Py_ssize_t s,
-    double mean,
-    bint statistics,
-    Sums* sums,             # OUT
-) noexcept nogil:
-    """The sums of a chunk of long runs: LANES accumulators, folded in halves at the end."""
-    cdef Lanes lanes
-    cdef Py_ssize_t i, _row, near, ahead, wrapped, far = min(AHEAD // <Py_ssize_t> sizeof(real), s)
-    cdef Py_ssize_t whole_lanes = t.length - t.length % LANES
-    memset(&lanes, 0, sizeof(Lanes))
-    for _row in range(t.rows):
-        # What is asked for next: x at the same place in the thread's next unit (apply asks for its dy), or else both
-        # further on in the same run, and near its end the start of the next one, which is in another page, where the
-        # hardware does not look ahead.
-        if t.next:
-            near = ahead = 0
-            wrapped = t.next
-        else:
-            near = whole_lanes if s - t.s0 - t.length >= far else max(s - t.s0 - far, 0) // LANES * LANES
-            ahead, wrapped = far, far + t.pitch - s
-        if statistics:
-            reduce_lanes(x, dy, near, ahead, mean, True, False, &lanes)
-            reduce_lanes(x + near, dy + near, whole_lanes - near, wrapped, mean, True, False, &lanes)
-        else:
-            reduce_lanes(x, dy, near, ahead, mean, False, t.next == 0, &lanes)
-            reduce_lanes(x + near, dy + near, whole_lanes - near, wrapped, mean, False, t.next == 0, &lanes)
-        for i in range(whole_lanes, t.length):
-            add_term(&lanes.delta[i - whole_lanes], &lanes.delta_lo[i - whole_lanes], &lanes.product[i - whole_lanes],
-                     &lanes.product_lo[i - whole_lanes], x[i], dy[i], mean, statistics, 1.0)
-        x += t.pitch
-        dy += t.pitch
-    fold(lanes.delta, lanes.delta_lo, <real> 0)
-    fold(lanes.product, lanes.product_lo, <real> 0)
-    sums.delta, sums.delta_lo, sums.product, sums.product_lo = (
-        lanes.delta[0], lanes.delta_lo[0], lanes.product[0], lanes.product_lo[0])
 
 
 cdef inline void sum_positions(const double* values, const double* values_lo, Py_ssize_t count, double* hi, double* lo,
@@ -457,6 +482,55 @@ cdef inline void sum_positions(const double* values, const double* values_lo, Py
         add_part(hi, lo, values[i], values_lo[i], tag)
 
 
+cdef inline void reduce_columns(
+    const real* x,          # IN  (rows, count), with a pitch
+    const real* dy,         # IN
+    Py_ssize_t rows, Py_ssize_t pitch, Py_ssize_t count, Py_ssize_t ahead,
+    const double* mean,     # IN  (count)
+    double* delta,          # IN OUT (count), the accumulators
+    double* delta_lo,
+    double* product,
+    double* product_lo,
+    bint statistics,
+) noexcept nogil:
+    """Adds a few rows to the accumulators of their positions, and asks for what comes `ahead` elements later.
+
+    LANES positions at a time, whose accumulators are in registers on their way down the rows.
+    """
+    cdef double[LANES] d, d_lo, q, q_lo, means, xs, dys
+    cdef Py_ssize_t i, at, row, lane, whole_lanes = count - count % LANES
+    cdef double unit = one()
+    for i in range(0, whole_lanes, 16):
+        for lane in range(16):
+            means[lane], d[lane], q[lane] = mean[i + lane], delta[i + lane], product[i + lane]
+            if real is double:
+                d_lo[lane], q_lo[lane] = delta_lo[i + lane], product_lo[i + lane]
+        for row in range(rows):
+            at = row * pitch + i
+            prefetch(x + at + ahead, LANES * sizeof(real))
+            if not statistics:
+                prefetch(dy + at + ahead, LANES * sizeof(real))
+            if real is float:
+                widen(xs, x + at)
+                if not statistics:
+                    widen(dys, dy + at)
+                for lane in range(16):
+                    add_term(&d[lane], &d_lo[lane], &q[lane], &q_lo[lane], xs[lane],
+                             xs[lane] if statistics else dys[lane], means[lane], statistics, unit, <real> 0)
+            else:
+                for lane in range(16):
+                    add_term(&d[lane], &d_lo[lane], &q[lane], &q_lo[lane], x[at + lane], dy[at + lane], means[lane],
+                             statistics, unit, <real> 0)
+        for lane in range(16):
+            delta[i + lane], product[i + lane] = d[lane], q[lane]
+            if real is double:
+                delta_lo[i + lane], product_lo[i + lane] = d_lo[lane], q_lo[lane]
+    for row in range(rows):
+        for i in range(whole_lanes, count):
+            add_term(&delta[i], &delta_lo[i], &product[i], &product_lo[i], x[row * pitch + i], dy[row * pitch + i],
+                     mean[i], statistics, 1.0, <real> 0)
+
+
 cdef void reduce_rows(
     const real* x,          # IN
     const real* dy,         # IN
@@ -469,8 +543,7 @@ cdef void reduce_rows(
 ) noexcept nogil:
     """The sums of a chunk of short runs: an accumulator for each position of a row, folded by channel at the end."""
     cdef double[POSITIONS] delta, delta_lo, product, product_lo, mean
-    cdef double d, d_lo, q, q_lo, unit = one()
-    cdef Py_ssize_t i, _i, c, first, count, row = 0, position = 0, pitch = t.pitch
+    cdef Py_ssize_t i, _i, c, count, row = 0, position = 0
     cdef Py_ssize_t channels = t.c1 - t.c0, rows = t.rows - (t.last < t.length)
     while position < t.length:
         for c in range(channels):
@@ -479,31 +552,22 @@ cdef void reduce_rows(
                 position += 1
     for i in range(t.length):
         delta[i] = delta_lo[i] = product[i] = product_lo[i] = 0.0
-    while row + 4 <= rows:  # four rows at a time, so that the accumulators are loaded and stored less often
-        first = 0
-        while first < t.length:  # a few cache lines of each row, while the same of the next four are on their way
-            count = min(t.length - first, 64)
-            for i in range(4, 8):
-                prefetch(x + i * pitch + first, 64 * sizeof(real))
-                if not statistics:
-                    prefetch(dy + i * pitch + first, 64 * sizeof(real))
-            for i in range(first, first + count):
-                d, d_lo, q, q_lo = delta[i], delta_lo[i], product[i], product_lo[i]
-                add_term(&d, &d_lo, &q, &q_lo, x[i], dy[i], mean[i], statistics, unit)
-                add_term(&d, &d_lo, &q, &q_lo, x[i + pitch], dy[i + pitch], mean[i], statistics, unit)
-                add_term(&d, &d_lo, &q, &q_lo, x[i + 2 * pitch], dy[i + 2 * pitch], mean[i], statistics, unit)
-                add_term(&d, &d_lo, &q, &q_lo, x[i + 3 * pitch], dy[i + 3 * pitch], mean[i], statistics, unit)
-                delta[i], delta_lo[i], product[i], product_lo[i] = d, d_lo, q, q_lo
-            first += count
-        x += 4 * pitch
-        dy += 4 * pitch
-        row += 4
     while row < t.rows:
-        for i in range(t.length if row < rows else t.last):
-            add_term(&delta[i], &delta_lo[i], &product[i], &product_lo[i], x[i], dy[i], mean[i], statistics, unit)
-        x += pitch
-        dy += pitch
-        row += 1
+        count = min(rows - row, GROUP) if row < rows else 1
+        if statistics:
+            reduce_columns(x, x, count, t.pitch, t.length if row < rows else t.last, count * t.pitch, mean, delta,
+                           delta_lo, product, product_lo, True)
+        else:
+            reduce_columns(x, dy, count, t.pitch, t.length if row < rows else t.last, count * t.pitch, mean, delta,
+                           delta_lo, product, product_lo, False)
+        x += count * t.pitch
+        dy += count * t.pitch
+        row += count
+    if t.length == channels:
+        for c in range(channels):
+            sums[c].delta, sums[c].delta_lo, sums[c].product, sums[c].product_lo = (
+                delta[c], delta_lo[c], product[c], product_lo[c])
+        return
     memset(sums, 0, channels * sizeof(Sums))
     position = 0
     while position < t.length:
@@ -513,7 +577,7 @@ cdef void reduce_rows(
             position += s
 
 
-cdef inline void reduce_task(
+cdef void reduce_task(
     const real[:, :, ::1] x,        # IN
     const real[:, :, ::1] dy,       # IN
     const Channel* channels,        # IN  (C)
@@ -521,25 +585,19 @@ cdef inline void reduce_task(
     Plan p,
     Task t,
 ) noexcept nogil:
-    cdef const real* x0 = &x[t.n0, t.c0, t.s0]
-    cdef const real* dy0 = &dy[t.n0, t.c0, t.s0]
+    cdef const real* x0 = &x[t.n0, t.c0, 0]
+    cdef const real* dy0 = &dy[t.n0, t.c0, 0]
     cdef Sums* sums = <Sums*> &partial[t.chunk, t.c0, 0]
     cdef double[POSITIONS] shift
     cdef Py_ssize_t c
-    cdef bint statistics = p.operator == TRAINING
-    if not statistics and p.long_runs:
-        reduce_long(x0, dy0, t, p.s, channels[t.c0].mean, False, sums)
-    elif not statistics:
+    if p.operator != TRAINING:
         reduce_rows(x0, dy0, t, p.s, &channels[t.c0].mean, sizeof(Channel) // sizeof(double), False, sums)
-    else:
-        for c in range(t.c1 - t.c0):
-            shift[c] = x0[c * p.s]
-        if p.long_runs:
-            reduce_long(x0, x0, t, p.s, shift[0], True, sums)
-        else:
-            reduce_rows(x0, x0, t, p.s, shift, 1, True, sums)
-        for c in range(t.c1 - t.c0):
-            finish_chunk(&sums[c], shift[c], count_of(p, t.chunk))
+        return
+    for c in range(t.c1 - t.c0):
+        shift[c] = x0[c * p.s]
+    reduce_rows(x0, x0, t, p.s, shift, 1, True, sums)
+    for c in range(t.c1 - t.c0):
+        finish_chunk(&sums[c], shift[c], count_of(p, t.chunk))
 
 
 cdef inline void finish_chunk(Sums* sums, double shift, double count) noexcept nogil:
@@ -553,107 +611,315 @@ cdef inline void finish_chunk(Sums* sums, double shift, double count) noexcept n
 
 # ---------------------------------------------------------------- apply
 
-cdef inline void compute(
-    const real* x,          # IN  (count)
-    const real* dy,         # IN  (count)
-    real* block,            # OUT (count)
-    const arith* a,         # IN  the coefficients: (count), or (1)
-    const arith* b,
-    const arith* c,
-    const arith* d,
-    Py_ssize_t count,
-    bint normalize,
-    bint constant,          # the coefficients are (1)
-) noexcept nogil:
-    cdef Py_ssize_t i, k
+cdef inline void stream_lines(const real* x, const real* dy, real* to, Py_ssize_t count, Py_ssize_t ahead,
+                              const Channel* channel, bint normalize, arith tag) noexcept nogil:
+    """Whole cache lines of a run, from registers past the caches; asks for what comes `ahead` elements later."""
+    cdef arith a = <arith> channel.a, b = <arith> channel.b, c = <arith> channel.c, d = <arith> channel.d
+    cdef real[16] line
+    cdef Py_ssize_t i, lane
+    if real is float:
+        for i in range(0, count, 16):
+            if ahead:
+                prefetch_line(x + i + ahead)
+                if not normalize:
+                    prefetch_line(dy + i + ahead)
+            for lane in range(16):
+                line[lane] = <real> value(<arith> x[i + lane], <arith> dy[i + lane], a, b, c, d, normalize)
+            stream_line(to + i, line)
+    else:
+        for i in range(0, count, 8):
+            if ahead:
+                prefetch_line(x + i + ahead)
+                if not normalize:
+                    prefetch_line(dy + i + ahead)
+            for lane in range(8):
+                line[lane] = <real> value(<arith> x[i + lane], <arith> dy[i + lane], a, b, c, d, normalize)
+            stream_line(to + i, line)
+
+
+cdef inline void stream_border(const real* x, const real* dy, real* to, Py_ssize_t border, const Channel* left,
+                               bint normalize, real tag) noexcept nogil:
+    """A cache line of two channels, the second of which begins at element `border`."""
+    cdef const Channel* right = left + 1
+    cdef real a = <real> left.a, b = <real> left.b, c = <real> left.c, d = <real> left.d
+    cdef real e = <real> right.a, f = <real> right.b, g = <real> right.c, h = <real> right.d
+    cdef real[16] line
+    cdef Py_ssize_t lane
+    if real is float:
+        for lane in range(16):
+            line[lane] = value(x[lane], dy[lane], a if lane < border else e, b if lane < border else f,
+                               c if lane < border else g, d if lane < border else h, normalize)
+    else:
+        for lane in range(8):
+            line[lane] = value(x[lane], dy[lane], a if lane < border else e, b if lane < border else f,
+                               c if lane < border else g, d if lane < border else h, normalize)
+    stream_line(to, line)
+
+
+cdef inline void store(const real* x, const real* dy, real* to, Py_ssize_t count, const Channel* channel,
+                       bint normalize, arith tag) noexcept nogil:
+    """A part of a run, at most BLOCK elements, through the caches; `to` may be `x` or `dy`."""
+    cdef arith a = <arith> channel.a, b = <arith> channel.b, c = <arith> channel.c, d = <arith> channel.d
+    cdef real[BLOCK] block
+    cdef Py_ssize_t i
     for i in range(count):
-        k = 0 if constant else i
-        block[i] = <real> value(<arith> x[i], <arith> dy[i], a[k], b[k], c[k], d[k], normalize)
+        block[i] = <real> value(<arith> x[i], <arith> dy[i], a, b, c, d, normalize)
+    memcpy(to, block, count * sizeof(real))
 
 
-cdef void apply_task(
+cdef struct Cursor:        # where apply is in its part of a row: at element `at` of channel `q`, whose run ends at `end`
+    Py_ssize_t at, q, end
+
+
+cdef inline Py_ssize_t past_line(const real* address) noexcept nogil:
+    """Elements from the start of its cache line to an address."""
+    return <uintptr_t> address % 64 // sizeof(real)
+
+
+cdef inline void apply_until(const real* x, const real* dy, real* to, Py_ssize_t stop, Cursor* cursor,
+                             Py_ssize_t length, Py_ssize_t ahead, const Channel* channels, bint normalize, bint streams,
+                             real tag) noexcept nogil:
+    """Applies to what is left of a row of runs, up to element `stop`; at most BLOCK elements."""
+    cdef Py_ssize_t i = cursor.at, end = cursor.end, count, odd
+    cdef Py_ssize_t line = 64 // sizeof(real)
+    cdef const Channel* channel = channels + cursor.q
+    cdef bint native
+    while i < stop:
+        if i == end:
+            channel += 1
+            end += length
+        native = real is double or channel.in_range
+        count = min(end, stop) - i
+        odd = (line - past_line(to + i)) % line if streams else count  # elements up to the next line
+        if streams and odd == 0 and count >= line:
+            count -= count % line
+            if native:
+                stream_lines(x + i, dy + i, to + i, count, ahead, channel, normalize, <real> 0)
+            else:
+                stream_lines(x + i, dy + i, to + i, count, ahead, channel, normalize, <double> 0)
+        elif streams and odd == 0 and stop - i >= line and native and (real is double or channel[1].in_range):
+            stream_border(x + i, dy + i, to + i, count, channel, normalize, <real> 0)
+            count = line
+            channel += 1
+            end += length
+        else:
+            if odd:
+                count = min(count, odd)
+            if native:
+                store(x + i, dy + i, to + i, count, channel, normalize, <real> 0)
+            else:
+                store(x + i, dy + i, to + i, count, channel, normalize, <double> 0)
+        i += count
+    cursor.at, cursor.end, cursor.q = i, end, <Py_ssize_t> (channel - channels)
+
+
+cdef inline void store_row(const real* x, const real* dy, real* to, const arith* a, const arith* b, const arith* c,
+                           const arith* d, Py_ssize_t count, bint normalize) noexcept nogil:
+    """A part of a row through the caches; `to` may be `x` or `dy`."""
+    cdef real[POSITIONS] block
+    cdef Py_ssize_t i
+    for i in range(count):
+        block[i] = <real> value(<arith> x[i], <arith> dy[i], a[i], b[i], c[i], d[i], normalize)
+    memcpy(to, block, count * sizeof(real))
+
+
+cdef inline void stream_row(const real* x, const real* dy, real* to, const arith* a, const arith* b, const arith* c,
+                            const arith* d, Py_ssize_t count, Py_ssize_t ahead, bint normalize) noexcept nogil:
+    """Whole cache lines of a row, from registers past the caches; asks for what comes `ahead` elements later."""
+    cdef real[16] line
+    cdef Py_ssize_t i, lane
+    if real is float:
+        for i in range(0, count, 16):
+            prefetch_line(x + i + ahead)
+            if not normalize:
+                prefetch_line(dy + i + ahead)
+            for lane in range(16):
+                line[lane] = <real> value(<arith> x[i + lane], <arith> dy[i + lane], a[i + lane], b[i + lane],
+                                          c[i + lane], d[i + lane], normalize)
+            stream_line(to + i, line)
+    else:
+        for i in range(0, count, 8):
+            prefetch_line(x + i + ahead)
+            if not normalize:
+                prefetch_line(dy + i + ahead)
+            for lane in range(8):
+                line[lane] = <real> value(<arith> x[i + lane], <arith> dy[i + lane], a[i + lane], b[i + lane],
+                                          c[i + lane], d[i + lane], normalize)
+            stream_line(to + i, line)
+
+
+cdef void apply_rows(
     const real[:, :, ::1] x,        # IN
     const real[:, :, ::1] dy,       # IN
     const real[:, :, ::1] dx,       # OUT, may be x or dy
     const Channel* channels,        # IN  (C)
     Plan p,
     Task t,
+    bint normalize,
+    bint whole_lines,               # a cache line that two tasks share goes with the second
     arith tag,
 ) noexcept nogil:
-    cdef arith[POSITIONS] a, b, c, d
-    cdef real[POSITIONS] block
-    cdef const real* x0 = &x[t.n0, t.c0, t.s0]
-    cdef const real* dy0 = &dy[t.n0, t.c0, t.s0]
-    cdef real* dx0 = <real*> &dx[t.n0, t.c0, t.s0]
+    """A task of short runs: each position of a row has its coefficients."""
+    cdef arith[POSITIONS + 2 * LANES] a, b, c, d
+    cdef Py_ssize_t line = 64 // sizeof(real), ahead = 0, first = t.c0 * p.s, last = t.c1 * p.s
+    cdef Py_ssize_t row, i, count, length, position, q, left
+    cdef const real* x0 = &x[t.n0, 0, 0]
+    cdef const real* dy0 = &dy[t.n0, 0, 0]
+    cdef real* dx0 = <real*> &dx[t.n0, 0, 0]
     cdef Channel ch
-    cdef bint normalize = p.operator != BACKPROP
-    cdef bint scattered = p.far and not p.long_runs and t.pitch != t.length
-    cdef Py_ssize_t row, i, _i, q, count, most, length, position = 0
-    # The coefficients of each position of a row; in a long run they are all the same.
-    while position < (1 if p.long_runs else t.length):
-        for q in range(t.c0, t.c1):
-            ch = channels[q]
-            for _i in range(1 if p.long_runs else p.s):
-                a[position], b[position], c[position], d[position] = ch.a, ch.b, ch.c, ch.d
-                position += 1
+    if p.far:
+        ahead = AHEAD // <Py_ssize_t> sizeof(real) if t.pitch == t.length else t.pitch
+    if whole_lines and p.streams and p.unit == p.c and t.pitch != t.length and t.pitch % line == 0:
+        if t.c0 > 0:
+            first -= past_line(dx0 + first)
+        if t.c1 < p.c:
+            last -= past_line(dx0 + last)
+        t.length = t.last = last - first
+    # The coefficients of the positions, and once more those that a line finds past the end of a row that is followed by
+    # the next.
+    q = first // p.s
+    left = (q + 1) * p.s - first
+    for position in range(t.length + line):
+        if left == 0:
+            left = p.s
+            q = q + 1 if q + 1 < (t.c1 if t.pitch == t.length else p.c) else t.c0
+        ch = channels[q]
+        a[position], b[position], c[position], d[position] = ch.a, ch.b, ch.c, ch.d
+        left -= 1
+    x0 += first
+    dy0 += first
+    dx0 += first
+    i = 0
     for row in range(t.rows):
         length = t.length if row + 1 < t.rows else t.last
-        i = 0
-        most = BLOCK if p.long_runs else POSITIONS
-        count = most - (<uintptr_t> dx0 % 64 // sizeof(real) if p.streams else 0)  # so that blocks end where lines do
-        while i < length:
-            count = min(length - i, count)
-            if scattered:
-                prefetch(x0 + t.pitch + i, count * sizeof(real))
-                if not normalize:
-                    prefetch(dy0 + t.pitch + i, count * sizeof(real))
-            if t.next:  # the memory is free for what reduce has not asked for itself
-                if not p.long_runs:
-                    prefetch(x0 + t.next + i, count * sizeof(real))
-                if not normalize:
-                    prefetch(dy0 + t.next + i, count * sizeof(real))
-            if normalize and p.long_runs:
-                compute(x0 + i, dy0 + i, block, a, b, c, d, count, True, True)
-            elif normalize:
-                compute(x0 + i, dy0 + i, block, a + i, b + i, c + i, d + i, count, True, False)
-            elif p.long_runs:
-                compute(x0 + i, dy0 + i, block, a, b, c, d, count, False, True)
-            else:
-                compute(x0 + i, dy0 + i, block, a + i, b + i, c + i, d + i, count, False, False)
-            if p.streams:
-                stream(dx0 + i, block, count * sizeof(real))
-            else:
-                memcpy(dx0 + i, block, count * sizeof(real))
+        if p.streams:
+            count = min((line - past_line(dx0 + i)) % line, length - i)
+            store_row(x0 + i, dy0 + i, dx0 + i, a + i, b + i, c + i, d + i, count, normalize)
             i += count
-            count = most
+            count = length - i
+            if whole_lines and t.pitch == t.length and (t.length if row + 2 < t.rows else t.last) >= line and row + 1 < t.rows:
+                count += line - 1
+            count -= count % line
+            stream_row(x0 + i, dy0 + i, dx0 + i, a + i, b + i, c + i, d + i, count, ahead, normalize)
+            i += count
+        if i < length:
+            store_row(x0 + i, dy0 + i, dx0 + i, a + i, b + i, c + i, d + i, length - i, normalize)
+            i = length
+        i -= length
         x0 += t.pitch
         dy0 += t.pitch
         dx0 += t.pitch
 
 
-cdef void apply_as_needed(const real[:, :, ::1] x, const real[:, :, ::1] dy, const real[:, :, ::1] dx,
-                          const Channel* channels, Plan p, Task t) noexcept nogil:
+cdef void apply_task(const real[:, :, ::1] x, const real[:, :, ::1] dy, const real[:, :, ::1] dx,
+                     const Channel* channels, Plan p, Task t, bint normalize) noexcept nogil:
     """A task in the type of the data; if there are channels that need float64, channel by channel."""
     cdef Py_ssize_t c, c0 = t.c0, c1 = t.c1
     cdef bint fits = True
     if real is double:
-        apply_task(x, dy, dx, channels, p, t, <double> 0)
+        apply_rows(x, dy, dx, channels, p, t, normalize, True, <double> 0)
     else:
-        for c in range(c0, c1):
+        for c in range(0 if p.unit == p.c else c0, p.c if p.unit == p.c else c1):
             fits = fits and channels[c].in_range
         if fits:
-            apply_task(x, dy, dx, channels, p, t, <float> 0)
+            apply_rows(x, dy, dx, channels, p, t, normalize, True, <float> 0)
             return
-        if not p.long_runs:
-            t.length = t.last = p.s
-            t.rows = min(p.chunk_rows, p.n - t.n0)
-            t.pitch = p.c * p.s
+        t.length = t.last = p.s
+        t.rows = min(p.chunk_rows, p.n - t.n0)
+        t.pitch = p.c * p.s
         for c in range(c0, c1):
             t.c0, t.c1 = c, c + 1
             if channels[c].in_range:
-                apply_task(x, dy, dx, channels, p, t, <float> 0)
+                apply_rows(x, dy, dx, channels, p, t, normalize, False, <float> 0)
             else:
-                apply_task(x, dy, dx, channels, p, t, <double> 0)
+                apply_rows(x, dy, dx, channels, p, t, normalize, False, <double> 0)
+
+
+# ---------------------------------------------------------------- sweep: long runs, both passes at once
+
+cdef void sweep(
+    const real[:, :, ::1]& x,        # IN
+    const real[:, :, ::1]& dy,       # IN
+    const real[:, :, ::1]& dx,       # OUT, may be x or dy
+    const Channel* channels,        # IN  (C)
+    double[:, :, ::1]& partial,      # OUT (chunks, C, 4), the Sums of each chunk; of statistics, mean and m2
+    const Plan* p,
+    Py_ssize_t chunk,
+    Py_ssize_t a0, Py_ssize_t a1,   # the channels that it applies to
+    Py_ssize_t r0, Py_ssize_t r1,   # the channels that it reduces
+    bint follows, bint followed,    # whether the cache lines that two units share go with the second, at either end
+) noexcept nogil:
+    """A chunk of long runs: applies to one unit while it reduces the next, block by block."""
+    cdef Lanes[WIDTH] lanes
+    cdef double[WIDTH] shift
+    cdef Cursor cursor
+    cdef Py_ssize_t n0 = chunk // p.per_run * p.chunk_rows, s0 = chunk % p.per_run * p.length
+    cdef Py_ssize_t length = min(p.s - s0, p.length), pitch = p.c * p.s, segment = (r1 - r0) * p.s
+    cdef Py_ssize_t far = min(AHEAD // <Py_ssize_t> sizeof(real), segment) if p.far else 0
+    cdef Py_ssize_t beyond = AHEAD // <Py_ssize_t> sizeof(real) if p.far and not p.fused else 0
+    cdef Py_ssize_t n, q, i, count, ahead, wrapped, part, first, last = 0
+    cdef bint statistics = p.operator == TRAINING, normalize = p.operator != BACKPROP
+    cdef bint from_dy = p.operator == INFERENCE_BACKPROP
+    cdef const real* ax = NULL
+    cdef const real* ady = NULL
+    cdef const real* rx = NULL
+    cdef const real* rdy = NULL
+    cdef real* to = NULL
+    cdef Sums* sums
+    cursor.at = 0
+    for q in range(r1 - r0):
+        clear(&lanes[q], <real> 0)
+        shift[q] = x[n0, r0 + q, s0] if statistics else channels[r0 + q].mean
+    for n in range(n0, min(n0 + p.chunk_rows, p.n)):
+        if a0 < a1:
+            ady = &dy[n, a0, 0]
+            ax = ady if from_dy else &x[n, a0, 0]
+            to = <real*> &dx[n, a0, 0]
+            first = s0
+            last = s0 + length if p.per_run > 1 else (a1 - a0) * length
+            if p.streams and (follows or first > 0):
+                first -= past_line(to + first)
+            if p.streams and (followed or last < (a1 - a0) * p.s):
+                last -= past_line(to + last)
+            cursor.at = first
+            cursor.q = -1 if first < 0 else 0
+            cursor.end = 0 if first < 0 else p.s
+            part = first + BLOCK - (past_line(to + first) if p.streams else 0)  # so that parts end where lines do
+        if r0 < r1:
+            rx = &x[n, r0, s0]
+            rdy = &dy[n, r0, s0]
+            # Near the end of the row of this unit comes the next row, or the first row of the next unit.
+            wrapped = 0 if not p.far else far + pitch - segment if n + 1 < p.n else far - (p.n - 1) * pitch
+        q = i = 0
+        while cursor.at < last or q < r1 - r0:
+            if cursor.at < last:
+                part = min(part, last)
+                if normalize:
+                    apply_until(ax, ady, to, part, &cursor, p.s, beyond, channels + a0, True, p.streams, <real> 0)
+                else:
+                    apply_until(ax, ady, to, part, &cursor, p.s, beyond, channels + a0, False, p.streams, <real> 0)
+                part += BLOCK
+            if q < r1 - r0:
+                count = min(length - i, BLOCK)
+                ahead = far if q * length + s0 + i + far < segment else wrapped
+                if statistics:
+                    reduce_block(rx, rx, count, ahead, shift[q], True, &lanes[q])
+                else:
+                    reduce_block(rx, rdy, count, ahead, shift[q], False, &lanes[q])
+                rx += count
+                rdy += count
+                i += count
+                if i == length:
+                    q += 1
+                    i = 0
+    for q in range(r1 - r0):
+        sums = <Sums*> &partial[chunk, r0 + q, 0]
+        fold(lanes[q].delta, lanes[q].delta_lo, <real> 0)
+        fold(lanes[q].product, lanes[q].product_lo, <real> 0)
+        sums.delta, sums.delta_lo = lanes[q].delta[0], lanes[q].delta_lo[0]
+        sums.product, sums.product_lo = lanes[q].product[0], lanes[q].product_lo[0]
+        if statistics:
+            finish_chunk(sums, shift[q], count_of(p[0], chunk))
 
 
 # ---------------------------------------------------------------- finish: from sums to outputs and coefficients
@@ -691,58 +957,64 @@ cdef inline double parameter(const real* vector, Py_ssize_t c, double absent) no
     return absent if vector is NULL else vector[c]
 
 
-cdef void finish(
-    const bnbp_arguments* a,
+cdef void combine(
     Plan p,
     const double[:, :, ::1] partial,    # IN  (chunks, C, 4)
-    Channel* channels,                  # IN OUT (C)
-    Py_ssize_t c,
-    real tag,
+    Py_ssize_t c0, Py_ssize_t c1,
+    Sums* sums,                         # OUT (c1 - c0)
 ) noexcept nogil:
-    """One channel: combine the chunks in their order, write its outputs, and prepare `apply`."""
+    """The sums of a few channels, from those of their chunks in their order; of statistics, mean and m2."""
     cdef const Sums* chunk
-    cdef Channel* ch = &channels[c]
-    cdef Sums sums
-    cdef Twofold mean, step, delta, product, inv_std
-    cdef double m = <double> p.n * p.s, count = 0, more, between, scale
-    cdef double gamma = parameter(<const real*> a.gamma, c, 1.0), beta = parameter(<const real*> a.beta, c, 0.0)
-    cdef Py_ssize_t k
-    memset(&sums, 0, sizeof(Sums))
-    if p.operator == TRAINING:
-        # Chan, Golub and LeVeque: means move towards each other, and the squares grow by what lay between them.
-        for k in range(p.chunks):
-            chunk = <const Sums*> &partial[k, c, 0]
-            more = count_of(p, k)
+    cdef Sums* total
+    cdef Twofold step
+    cdef double count = 0, more, between, share
+    cdef Py_ssize_t k, c
+    memset(sums, 0, (c1 - c0) * sizeof(Sums))
+    for k in range(p.chunks):
+        more = count_of(p, k)
+        share = more / (count + more)
+        for c in range(c0, c1):
+            chunk, total = <const Sums*> &partial[k, c, 0], &sums[c - c0]
+            if p.operator != TRAINING:
+                add_sums(total, chunk.delta, chunk.delta_lo, chunk.product, chunk.product_lo, <double> 0)
+                continue
+            # Chan, Golub and LeVeque: means move towards each other, and the squares grow by what lay between them.
             if k == 0:
-                sums.delta, sums.delta_lo = chunk.delta, chunk.delta_lo
-            step = two_sum(chunk.delta, -sums.delta)
-            between = step.hi + (step.lo + (chunk.delta_lo - sums.delta_lo))
-            add_sums(&sums, between * (more / (count + more)), 0.0, chunk.product, chunk.product_lo, <double> 0)
-            add(&sums.product, &sums.product_lo, between * between * (more / (count + more)) * count, 0.0)
-            count += more
+                total.delta, total.delta_lo = chunk.delta, chunk.delta_lo
+            step = two_sum(chunk.delta, -total.delta)
+            between = step.hi + (step.lo + (chunk.delta_lo - total.delta_lo))
+            add_sums(total, between * share, 0.0, chunk.product, chunk.product_lo, <double> 0)
+            add(&total.product, &total.product_lo, between * between * share * count, 0.0)
+        count += more
+
+
+cdef void finish(const bnbp_arguments* a, Plan p, Sums sums, Channel* ch, Py_ssize_t c, bint writes, real tag
+                 ) noexcept nogil:
+    """One channel: prepare `apply`, and write its outputs."""
+    cdef Twofold mean, delta, product, inv_std
+    cdef double m = <double> p.n * p.s, scale
+    cdef double gamma = parameter(<const real*> a.gamma, c, 1.0), beta = parameter(<const real*> a.beta, c, 0.0)
+    if p.operator == TRAINING:
         mean = whole(sums.delta, sums.delta_lo)
-        product = whole(max(sums.product + sums.product_lo, 0.0) / count, 0.0)
-        if count == 0:
+        product = whole(max(sums.product + sums.product_lo, 0.0) / m, 0.0)
+        if m == 0:
             mean.hi = product.hi = NAN  # the mean of nothing
-        if a.batch_mean is not NULL:
+        if writes and a.batch_mean is not NULL:
             (<real*> a.batch_mean)[c] = <real> mean.hi
-        if a.batch_variance is not NULL:
+        if writes and a.batch_variance is not NULL:
             (<real*> a.batch_variance)[c] = <real> product.hi
         scale = scale_of(gamma, inverse_std(product.hi, a.epsilon, tag), tag)
         normalize_with(ch, mean, scale, beta, tag)
         return
 
-    for k in range(p.chunks if p.reduces else 0):
-        chunk = <const Sums*> &partial[k, c, 0]
-        add_sums(&sums, chunk.delta, chunk.delta_lo, chunk.product, chunk.product_lo, <double> 0)
     delta, product = whole(sums.delta, sums.delta_lo), whole(sums.product, sums.product_lo)
     inv_std = inverse_std((<const real*> a.variance)[c], a.epsilon, tag)
     scale = scale_of(gamma, inv_std, tag)
     if m:  # without elements the sums are 0 even where inv_std is infinite
         product = times(product, inv_std)
-    if a.gamma_delta is not NULL:
+    if writes and a.gamma_delta is not NULL:
         (<real*> a.gamma_delta)[c] = <real> product.hi
-    if a.beta_delta is not NULL:
+    if writes and a.beta_delta is not NULL:
         (<real*> a.beta_delta)[c] = <real> delta.hi
 
     mean.hi, mean.lo = ch.mean, 0.0
@@ -756,29 +1028,63 @@ cdef void finish(
 
 # ---------------------------------------------------------------- the schedule
 
-cdef void reduce_share(const real[:, :, ::1] x, const real[:, :, ::1] dy, Channel* channels, double[:, :, ::1] partial,
-                       Plan p, Py_ssize_t unit, int thread, int team) noexcept nogil:
-    """What `thread` reduces of a unit."""
-    cdef Py_ssize_t c0 = unit * p.unit, c1 = min(c0 + p.unit, p.c), tasks = tasks_in(p, c0, c1), index
-    for index in range(tasks * thread // team, tasks * (thread + 1) // team):
-        reduce_task(x, dy, channels, partial, p, task_of(p, c0, c1, index))
+cdef void pass_share(const real[:, :, ::1] x, const real[:, :, ::1] dy, const real[:, :, ::1] dx,
+                     const Channel* channels, double[:, :, ::1] partial, Plan p, Py_ssize_t applied,
+                     Py_ssize_t reduced, bint follows, bint followed, int thread, int team) noexcept nogil:
+    """What `thread` does of a pass that applies to one unit and reduces another; `p.units` is the empty one."""
+    cdef Py_ssize_t a0 = min(applied * p.unit, p.c), a1 = min(a0 + p.unit, p.c)
+    cdef Py_ssize_t r0 = min(reduced * p.unit, p.c), r1 = min(r0 + p.unit, p.c)
+    cdef Py_ssize_t segments = 1 if p.runs else (max(a1 - a0, r1 - r0) + p.width - 1) // p.width
+    cdef Py_ssize_t tasks = p.chunks * segments
+    cdef Py_ssize_t first = tasks * thread // team, last = tasks * (thread + 1) // team, index, k
+    for k in range(first, last):
+        # What a thread has reduced last is in its cache for certain, and applied to first.
+        index = k if r0 < r1 or not p.reduces else first + last - 1 - k
+        if p.runs:
+            sweep(x, dy, dx, channels, partial, &p, index, a0, a1, r0, r1, follows, followed)
+        elif r0 < r1:
+            reduce_task(x, dy, channels, partial, p, task_of(p, r0, r1, index))
+        elif p.operator == BACKPROP:
+            apply_task(x, dy, dx, channels, p, task_of(p, a0, a1, index), False)
+        else:
+            apply_task(dy if p.operator == INFERENCE_BACKPROP else x, dy, dx, channels, p, task_of(p, a0, a1, index),
+                       True)
 
 
 cdef void finish_share(const bnbp_arguments* a, Channel* channels, const double[:, :, ::1] partial, Plan p,
-                       Py_ssize_t unit, int thread, int team, real tag) noexcept nogil:
-    cdef Py_ssize_t c0 = unit * p.unit, c1 = min(c0 + p.unit, p.c), c
-    for c in range(c0 + (c1 - c0) * thread // team, c0 + (c1 - c0) * (thread + 1) // team):
-        finish(a, p, partial, channels, c, tag)
+                       Py_ssize_t unit, int thread, int team, bint writes, real tag) noexcept nogil:
+    cdef Sums[LANES] sums
+    cdef Py_ssize_t c0 = unit * p.unit, c1 = min(c0 + p.unit, p.c), first, last, c
+    first, last = c0 + (c1 - c0) * thread // team, c0 + (c1 - c0) * (thread + 1) // team
+    memset(sums, 0, sizeof(sums))
+    for c in range(first, last):
+        if p.reduces and (c - first) % LANES == 0:
+            combine(p, partial, c, min(c + LANES, last), sums)
+        finish(a, p, sums[(c - first) % LANES], &channels[c], c, writes, tag)
 
 
-cdef void apply_share(const real[:, :, ::1] x, const real[:, :, ::1] dy, const real[:, :, ::1] dx, Channel* channels,
-                      Plan p, Py_ssize_t unit, int thread, int team) noexcept nogil:
-    """What `thread` applies to: the tasks that it has reduced, the last one first."""
-    cdef Py_ssize_t c0 = unit * p.unit, c1 = min(c0 + p.unit, p.c), tasks = tasks_in(p, c0, c1)
-    cdef Py_ssize_t first = tasks * thread // team, index = tasks * (thread + 1) // team
-    cdef Py_ssize_t k
-    for k in range(first, index):
-        apply_as_needed(x, dy, dx, channels, p, task_of(p, c0, c1, k if p.unit == p.c else first + index - 1 - k))
+cdef void run_units(const bnbp_arguments* a, const real[:, :, ::1] x, const real[:, :, ::1] dy,
+                    const real[:, :, ::1] dx, Channel* channels, double[:, :, ::1] partial, Plan p, Py_ssize_t first,
+                    Py_ssize_t last, int thread, int team) noexcept nogil:
+    """The units [first, last), from start to end, as one of the `team` that works on each."""
+    cdef Py_ssize_t unit
+    if p.private:
+        channels += thread * p.c
+    for unit in range(first, last):
+        if p.reduces:
+            pass_share(x, dy, dx, channels, partial, p, unit - 1 if p.fused and unit > first else p.units, unit,
+                       unit - 1 > first, True, thread, team)
+            if team > 1:
+                barrier()
+        if p.private:  # each does it for itself, which is faster than to wait once more
+            finish_share(a, channels, partial, p, unit, 0, 1, thread == 0, <real> 0)
+        else:
+            finish_share(a, channels, partial, p, unit, thread, team, True, <real> 0)
+            if team > 1:
+                barrier()
+        if p.applies and (not p.fused or unit + 1 == last):
+            pass_share(x, dy, dx, channels, partial, p, unit, p.units, unit > first, unit + 1 < last, thread, team)
+    stream_fence()
 
 
 cdef bnbp_status run(const bnbp_arguments* a, Operator operator, const real* input, real* output) noexcept nogil:
@@ -789,60 +1095,35 @@ cdef bnbp_status run(const bnbp_arguments* a, Operator operator, const real* inp
     cdef bint in_place = output is input or output is a.normalized_delta
     cdef bint single = operator == BACKPROP and a.n * a.s == 1
     cdef Plan p = plan_of(a, operator, reduces, output is not NULL and not single, in_place)
-    cdef void* workspace = malloc((p.chunks if reduces else 0) * p.c * sizeof(Sums) + p.c * sizeof(Channel))
+    cdef Py_ssize_t copies = p.team if p.private else 1
+    cdef void* workspace = malloc((p.chunks if reduces else 0) * p.c * sizeof(Sums) + copies * p.c * sizeof(Channel))
     cdef Channel* channels = <Channel*> workspace
     cdef const real* second = <const real*> a.normalized_delta
-    cdef Py_ssize_t unit = 0, c
+    cdef Py_ssize_t c
     cdef int thread, team = p.team
     if workspace is NULL:
         return BNBP_NO_MEMORY
     VIEW(x, input, p.n, p.c, p.s, sizeof(real))
     VIEW(dy, input if second is NULL else second, p.n, p.c, p.s, sizeof(real))
     VIEW(dx, output, p.n, p.c, p.s, sizeof(real))
-    VIEW(partial, channels + p.c, p.chunks, p.c, 4, sizeof(double))
+    VIEW(partial, channels + copies * p.c, p.chunks, p.c, 4, sizeof(double))
     if operator != TRAINING:
-        for c in range(p.c):
-            channels[c].mean = (<const real*> a.mean)[c]
+        for c in range(copies * p.c):
+            channels[c].mean = (<const real*> a.mean)[c % p.c]
 
     if p.shared:
         with parallel(num_threads=team):
-            for unit in range(p.units):
-                if p.reduces:
-                    for thread in prange(team, schedule="static", chunksize=1):
-                        reduce_share(x, dy, channels, partial, p, unit, thread, team)
-                    barrier()
-                for thread in prange(team, schedule="static", chunksize=1):
-                    finish_share(a, channels, partial, p, unit, thread, team, <real> 0)
-                barrier()
-                if p.applies:
-                    for thread in prange(team, schedule="static", chunksize=1):
-                        apply_share(dy if operator == INFERENCE_BACKPROP else x, dy, dx, channels, p, unit, thread,
-                                    team)
-            stream_fence()
+            run_units(a, x, dy, dx, channels, partial, p, 0, p.units, threadid(), team_size())
     elif team > 1:
         for thread in prange(team, num_threads=team, schedule="static", chunksize=1):
-            run_units(a, x, dy, dx, channels, partial, p, thread, team)
+            run_units(a, x, dy, dx, channels, partial, p, p.units * thread // team, p.units * (thread + 1) // team, 0, 1)
     else:
-        run_units(a, x, dy, dx, channels, partial, p, 0, 1)
+        run_units(a, x, dy, dx, channels, partial, p, 0, p.units, 0, 1)
 
     if single and output is not NULL:  # the normalised value of a single element is beta, whatever it is
         memset(output, 0, p.c * sizeof(real))
     free(workspace)
     return BNBP_OK
-
-
-cdef void run_units(const bnbp_arguments* a, const real[:, :, ::1] x, const real[:, :, ::1] dy,
-                    const real[:, :, ::1] dx, Channel* channels, double[:, :, ::1] partial, Plan p, int thread,
-                    int team) noexcept nogil:
-    """The units of one thread, from start to end."""
-    cdef Py_ssize_t unit
-    for unit in range(p.units * thread // team, p.units * (thread + 1) // team):
-        if p.reduces:
-            reduce_share(x, dy, channels, partial, p, unit, 0, 1)
-        finish_share(a, channels, partial, p, unit, 0, 1, <real> 0)
-        if p.applies:
-            apply_share(dy if p.operator == INFERENCE_BACKPROP else x, dy, dx, channels, p, unit, 0, 1)
-    stream_fence()
 
 
 # ---------------------------------------------------------------- the table
@@ -874,7 +1155,6 @@ kernels_.abi = BNBP_KERNELS_ABI
 kernels_.isa = BNBP_ISA
 kernels_.openmp = BNBP_OPENMP
 kernels_.l2_size = 1 << 20
-kernels_.l3_size = 16 << 20
 kernels_.default_num_threads = 1
 kernels_.region_entered = kernels_.serial = 0
 kernels_.training = training

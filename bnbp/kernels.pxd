@@ -38,7 +38,6 @@ cdef extern from "bnbp/kernels.h" nogil:
         int abi
         const char *isa
         Py_ssize_t l2_size
-        Py_ssize_t l3_size
         int openmp
         int default_num_threads
         int region_entered

@@ -69,7 +69,6 @@ typedef bnbp_status (*bnbp_kernel)(const bnbp_arguments* arguments);
 typedef struct bnbp_kernels {
     int abi;                        /**< #BNBP_KERNELS_ABI of the build. */
     const char* isa;                /**< Instruction set that the kernels were compiled for. */
-    ptrdiff_t l3_size;              /**< Bytes of last-level cache that the process may count on; likewise. */
     ptrdiff_t l2_size;              /**< Bytes of one core's L2 cache; set when bnbp is imported. */
     int openmp;                     /**< The compiler's `_OPENMP` (a year and month), 0 for a serial build. */
     int default_num_threads;        /**< Used where a caller asks for 0 threads; set when bnbp is imported. */
