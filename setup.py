@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -95,8 +96,8 @@ def levels_of(generated: Extension) -> list[Extension]:
     return extensions
 
 
-core, *generated = cythonize(
-    [extension(name, f"bnbp/{name}.pyx") for name in ("_core", "_kernels", "_floor")],
+core, pool, *generated = cythonize(
+    [extension(name, f"bnbp/{name}.pyx") for name in ("_core", "_pool", "_kernels", "_floor")],
     compiler_directives={
         "language_level": 3,
         "boundscheck": False,
@@ -106,4 +107,9 @@ core, *generated = cythonize(
     },
 )
 
-setup(ext_modules=[core, *(level for each in generated for level in levels_of(each))], cmdclass={"build_ext": BuildExt})
+pool.include_dirs.append(numpy.get_include())
+
+setup(
+    ext_modules=[core, pool, *(level for each in generated for level in levels_of(each))],
+    cmdclass={"build_ext": BuildExt},
+)

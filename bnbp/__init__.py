@@ -14,7 +14,7 @@ except ModuleNotFoundError as _error:
     ) from None
 
 from . import reference
-from ._config import __version__, get_include, show_config
+from ._config import __version__, get_include, set_pool_limit, show_config
 from ._results import BatchNormTrainingBackpropResult, BatchNormTrainingResult
 from .ops import (
     batch_norm_inference,
@@ -33,5 +33,6 @@ __all__ = [
     "batch_norm_training_backprop",
     "get_include",
     "reference",
+    "set_pool_limit",
     "show_config",
 ]

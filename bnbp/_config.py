@@ -1,12 +1,14 @@
 """What this installation is, for bug reports and for those who build against it."""
 
+import operator
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from . import _core
+from . import _core, _pool
 
-__all__ = ["__version__", "get_include", "show_config"]
+__all__ = ["__version__", "get_include", "set_pool_limit", "show_config"]
 
 __version__ = version("bnbp")
 
@@ -28,12 +30,49 @@ def get_include() -> str:
     return str(Path(__file__).parent / "include")
 
 
+def set_pool_limit(limit: int) -> None:
+    """Say how many bytes of memory are kept for results at most.
+
+    The system clears each page of new memory when it is first written, which takes as long as an operator does. So the
+    memory of large results, from 1 MiB, is kept when the last reference to them goes, and the next result of such a
+    size is made of it. ``show_config("dicts")["pool"]`` says how much is kept, and how often it was of use. The limit
+    is 256 MiB, or what the environment variable ``BNBP_POOL_MIB`` says when bnbp is imported.
+
+    Parameters
+    ----------
+    limit : int
+        Bytes. 0 gives everything back to the system and keeps nothing; results with ``out=`` never need it.
+
+    Raises
+    ------
+    TypeError
+        If `limit` is not an integer.
+    ValueError
+        If `limit` is negative.
+
+    Examples
+    --------
+    >>> import bnbp
+    >>> bnbp.set_pool_limit(0)
+    >>> bnbp.show_config("dicts")["pool"]["held"]
+    0
+    >>> bnbp.set_pool_limit(64 * 2**20)
+    """
+    try:
+        size = operator.index(limit)
+    except TypeError:
+        raise TypeError(f"limit: expected an integer, got {limit!r}") from None
+    if size < 0:
+        raise ValueError(f"limit: expected at least 0, got {size}")
+    _pool.set_limit(min(size, sys.maxsize))
+
+
 @overload
 def show_config(mode: Literal["stdout"] = "stdout") -> None: ...
 @overload
 def show_config(mode: Literal["dicts"]) -> dict[str, Any]: ...
 def show_config(mode: str = "stdout") -> dict[str, Any] | None:
-    """Version, instruction set, caches, OpenMP and the number of threads, with where that number came from.
+    """Version, instruction set, caches, kept memory, OpenMP, and the number of threads with where it came from.
 
     Parameters
     ----------
@@ -54,7 +93,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     --------
     >>> import bnbp
     >>> sorted(bnbp.show_config("dicts"))
-    ['caches', 'isa', 'openmp', 'threads', 'version']
+    ['caches', 'isa', 'openmp', 'pool', 'threads', 'version']
     """
     config = {"version": __version__, **_core.config()}
     if mode == "dicts":

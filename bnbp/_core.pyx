@@ -10,6 +10,7 @@ import os
 
 import numpy as np
 
+from bnbp import _pool
 from bnbp._isa import load_kernels
 from bnbp._threads import default_num_threads
 
@@ -126,6 +127,8 @@ cdef extern from "bnbp/batch_norm.hpp" namespace "bnbp::op" nogil:
 
 
 cdef object ndarray = np.ndarray, empty = np.empty, float32 = np.dtype(np.float32), float64 = np.dtype(np.float64)
+cdef object pool_empty = _pool.empty
+cdef Py_ssize_t POOLED = 1 << 20  # bytes from which a result's memory is kept for the next; smaller ones malloc reuses
 cdef tuple INPUT_NAMES = ("input", "gamma", "beta", "mean", "variance", "normalized_delta")
 
 
@@ -153,8 +156,12 @@ def run(str name, tuple inputs, epsilon, channel_axis, output_mask, out, num_thr
             results[k] = None
         elif results[k] is None:
             # `inferred` says the same of shape and type, but NumPy takes the input's own objects faster.
-            results[k] = empty(
-                arrays[0].shape if inferred[k].shape.size() > 1 else inferred[k].shape[0], arrays[0].dtype)
+            if inferred[k].shape.size() == 1:
+                results[k] = empty(inferred[k].shape[0], arrays[0].dtype)
+            elif buffers.views[0].len < POOLED:
+                results[k] = empty(arrays[0].shape, arrays[0].dtype)
+            else:
+                results[k] = pool_empty(arrays[0].shape, arrays[0].dtype)
         set_tensor(outputs[k], results[k], buffers)
     with nogil:
         op.get().evaluate(outputs, tensors, threads)
@@ -304,6 +311,7 @@ def config():
     return {
         "isa": _isa,
         "caches": {"l2": table.l2_size},
+        "pool": _pool.state(),
         "openmp": {"enabled": table.openmp != 0, "version": table.openmp or None},
         "threads": {
             "default": 1 if table.serial else table.default_num_threads,

@@ -1,0 +1,9 @@
+"""Memory for results, kept for the next ones; not public."""
+
+from typing import Any
+
+DEFAULT_LIMIT: int
+
+def empty(shape: tuple[int, ...], dtype: Any) -> Any: ...
+def set_limit(limit: int) -> None: ...
+def state() -> dict[str, int]: ...
