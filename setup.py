@@ -14,8 +14,8 @@ from setuptools.errors import CompileError, LinkError
 
 # Contracting a*b+c to one instruction where the machine has it would make the bits depend on the machine.
 # GCC unrolls loops of up to 16 turns before it looks for vectors, and then finds none in the kernels' lanes.
-# What is declared inline is inlined, and nothing else: a kernel is compiled once for each of its constant arguments, and
-# its accumulators stay in registers, which they do not in the middle of a larger function.
+# What is declared inline is inlined, and nothing else: a kernel is then compiled once for each of its constant
+# arguments, and its accumulators stay in registers, which they do not in the middle of a larger function.
 FLAGS = {
     "msvc": ["/O2", "/std:c++17"],
     "unix": [

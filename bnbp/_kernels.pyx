@@ -17,11 +17,11 @@ b. Two passes. `reduce` reads the tensors and leaves sums for each channel; `app
 c. Chunks. A channel is cut into chunks, whose sums are written to their own places and combined in the order of the
    chunks. The cut depends on N, C and S alone, so the bits of the result do not depend on the number of threads.
 
-d. Runs and rows. A long run (S >= RUN) is summed in LANES accumulators, which stay in registers. Where runs are short
-   that would end before it has begun: there the elements of a row, that is of some neighbouring channels for one n, or
-   of some whole rows of few channels, each have an accumulator of their own, which goes down the rows of the chunk. In
-   both the order of the sum is part of the algorithm, not of the instruction set. GCC makes vector code of the inner
-   loops, at any width.
+d. Runs and rows. A run (S >= RUN) is summed in LANES accumulators, one for each place modulo LANES. Shorter runs would
+   end before that has begun: there the elements of a row, that is of neighbouring channels for one n, or of some whole
+   rows of few channels, each have an accumulator of their own, which goes down the rows of the chunk. In both the order
+   of the sum is part of the algorithm, not of the instruction set. GCC makes vector code of the inner loops, at any
+   width, and keeps in registers the small arrays that start and end in a function.
 
 e. Arithmetic. Sums are in float64, whatever `real` is. For float32 that is 29 bits more than the data has: the product
    of two is exact. For float64 there is nothing to spare, and the sums carry what each operation has rounded off
@@ -37,12 +37,18 @@ f. Statistics. The sums of d = x - shift and of d^2 about the chunk's first elem
    sums have that to spare for float32, twofold sums for float64. A constant chunk has d = 0. The chunks are merged as
    in Chan, Golub and LeVeque (1983).
 
-g. The schedule. What the second pass reads, the first should have left in a cache. So the threads take a *unit* at a
-   time: a few neighbouring channels. As long as the caches can hold a unit for each thread, the units are shared out,
-   and the threads do not wait for each other. A larger unit, or one of few, is worked on by all threads together:
-   reduce, barrier, finish, barrier, apply, where a thread applies to the very tasks that it has reduced, the last one
-   first, since that is in its cache for certain. Where rows hold all channels (channels-last) there is one unit,
-   everything. Results larger than L2 are streamed past the caches, by the block.
+g. The schedule. What the second pass reads, the first should have left in L2. So the work goes by *units*, a few
+   neighbouring channels, and a `sweep` applies to one unit while it reduces the next, block by block: the memory then
+   reads and writes at the same time, as the floor does. Where L2 holds them, each thread has units of its own and waits
+   for nobody; a larger unit is worked on by all threads together, each on its own chunks, with a barrier between the
+   sweeps. A unit too large for all L2 caches together is reduced first and then applied to, the last chunk first. Short
+   runs have no sweep: they are reduced and then applied to, unit by unit, and where a row holds all channels
+   (channels-last) there is one unit, everything.
+
+   Results that do not fit L2 are streamed past the caches. That wants whole cache lines. A line that was written in two
+   parts would be read from memory, and every write after it would wait: at 28 x 28, where NumPy's arrays begin in the
+   middle of a line, that cost a quarter of the time. So a line that two channels share is computed with the
+   coefficients of both, and one that two units or tasks share is left to the second.
 
 h. Borrowed views. The kernels are called through a C table with plain pointers and without the GIL, so the views have
    no Python object behind them: `VIEW` fills in address, shape and strides of a view that is None. With
@@ -81,11 +87,10 @@ cdef extern from "_machine.h" nogil:
     void barrier()
     int team_size()
     void prefetch(const void* address, size_t size)
-    void prefetch_line(const void* address)
     void widen(double* to, const float* source)
     void widen(double* to, const double* source)
-    void stream(void* to, const void* source, size_t size)
-    void stream_line(void* to, const void* source)
+    void stream_line(float* to, const float* source)
+    void stream_line(double* to, const double* source)
     void stream_fence()
     double product_error(double a, double b, double p)
     double one()
@@ -94,31 +99,36 @@ cdef extern from "_machine.h" nogil:
     const int BNBP_OPENMP
     const char* BNBP_ISA
 
-# The reasons are times measured on two cores of an Intel Xeon (L2 2 MiB), x86-64-v4, float32.
+# The reasons are times measured on two cores of an Intel Xeon (Sapphire Rapids or later, L2 2 MiB), x86-64-v4, float32.
 cdef enum:
-    # Elements from which a run is summed in lanes.
+    # Elements from which a run is summed in lanes. 7 x 7 planes take 0.29 ns an element so and 0.46 by rows, 4 x 4 0.57
+    # and 0.31.
     RUN = 32
-    # Elements of a run that are summed together. Its sums are 0.1 % of the bytes that it has read.
+    # Elements of a channel that are summed together: 5 % faster than 4096, and 16384 leave too few for a team.
     CHUNK = 8192
     # Accumulators of a run: 4 registers of 512 bits or 8 of 256 for both sums; twice as many AVX2 does not have.
     LANES = 16
-    # Channels side by side that one sweep takes; their lanes are 16 KiB of float64.
+    # Channels of a unit; the lanes of these are 16 KiB.
     WIDTH = 32
-    # Elements of a unit's row from which it is worth going to the next: 2 KiB.
+    # Elements of a unit's row, at least, where L2 allows it: less would be read in bits and pieces.
     SEGMENT = 512
-    # Positions of a row that are taken together: their accumulators and means are 12 KiB, and leave L1 room for the data.
-    SPAN = 512
-    # Positions of a row, at most, where it is longer and has all channels.
-    POSITIONS = 2048
-    # Rows whose sums are kept in registers before they go back to the accumulators.
-    GROUP = 8
-    # Rows in a chunk of short runs, at least. Its sums are then 3 % of the bytes that it has read.
-    ROWS = 128
-    # Chunks of short runs where there are more rows than that.
-    CHUNKS = 64
-    # Elements that are computed before they are streamed.
+    # Elements that are applied to, or reduced, at a time. 64 are slower, 512 read and write less at the same time:
+    # 256 x 56 x 56 takes 9.0 ms instead of 8.6.
     BLOCK = 128
-    # Bytes asked for ahead.
+    # Positions of a row that are taken together: the accumulators are in L1, with room for the data. 1024 are 10 %
+    # slower.
+    SPAN = 512
+    # Positions of a row that has all channels, at most: 2048 channels in four parts take 1.53 ms, in one 1.41.
+    POSITIONS = 2048
+    # Rows whose sums stay in registers before they go back to the accumulators. 4 and 16 are 5 to 10 % slower.
+    GROUP = 8
+    # Rows in a chunk of short runs, at least: 64 cost 10 % for their sums.
+    ROWS = 128
+    # Chunks of short runs, about, where there are more rows than that: those of 128 rows took as long to combine as to
+    # read, for 25088 rows of 512 channels.
+    CHUNKS = 64
+    # Bytes asked for ahead, line by line. 64 x 112 x 112 reduce in 5.2 ms instead of 7.6 for it. Asking only where a
+    # page begins, and leaving the rest to the hardware, costs 10 %.
     AHEAD = 8192
     # Elements below which a team is not worth starting. 16384 take 10 us on one core and 17 on two, 32768 18 and 10.
     REGION = 32768
@@ -374,7 +384,7 @@ cdef inline void plan_rows(Plan* p, Py_ssize_t channel) noexcept nogil:
     p.shared = p.team > 1
 
 
-cdef inline Task task_of(Plan p, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t index) noexcept nogil:
+cdef inline Task task_of(const Plan* p, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t index) noexcept nogil:
     """Task `index` of short runs in the unit of channels [c0, c1), in the order of memory."""
     cdef Task t
     cdef Py_ssize_t segments = (c1 - c0 + p.width - 1) // p.width, rows
@@ -392,7 +402,7 @@ cdef inline Task task_of(Plan p, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t index)
     return t
 
 
-cdef inline Py_ssize_t count_of(Plan p, Py_ssize_t chunk) noexcept nogil:
+cdef inline Py_ssize_t count_of(const Plan* p, Py_ssize_t chunk) noexcept nogil:
     """Elements of a channel in a chunk."""
     if p.per_run > 1:
         return min(p.length, p.s - chunk % p.per_run * p.length)
@@ -401,55 +411,61 @@ cdef inline Py_ssize_t count_of(Plan p, Py_ssize_t chunk) noexcept nogil:
 
 # ---------------------------------------------------------------- reduce
 
-cdef struct Lanes:  # the sums of a channel's runs: lane i % LANES has those of element i of each
+cdef struct Lanes:         # the sums of a channel's runs: lane i % LANES has those of element i of each
     double[16] delta, product, delta_lo, product_lo
 
 
-cdef inline void clear(Lanes* sums, real tag) noexcept nogil:
+cdef inline void add_lanes(const real* x, const real* dy, const double* mean, Py_ssize_t each, double* delta,
+                           double* delta_lo, double* product, double* product_lo, bint statistics, double unit
+                           ) noexcept nogil:
+    """Adds LANES elements side by side to their sums; `each` has its own mean (1), or all the same (0)."""
+    cdef double[LANES] xs, dys
     cdef Py_ssize_t lane
-    for lane in range(16):
-        sums.delta[lane] = sums.product[lane] = sums.delta_lo[lane] = sums.product_lo[lane] = 0.0
+    if real is float:
+        widen(xs, x)
+        widen(dys, x if statistics else dy)
+        for lane in range(16):  # literal bounds: with an enum GCC keeps the lanes in memory
+            add_term(&delta[lane], &delta_lo[lane], &product[lane], &product_lo[lane], xs[lane], dys[lane],
+                     mean[lane * each], statistics, unit, <real> 0)
+    else:
+        for lane in range(16):
+            add_term(&delta[lane], &delta_lo[lane], &product[lane], &product_lo[lane], x[lane], dy[lane],
+                     mean[lane * each], statistics, unit, <real> 0)
+
+
+cdef inline void look_ahead(const real* x, const real* dy, bint both) noexcept nogil:
+    """Asks for LANES elements."""
+    prefetch(x, LANES * sizeof(real))
+    if both:
+        prefetch(dy, LANES * sizeof(real))
 
 
 cdef inline void reduce_lanes(const real* x, const real* dy, Py_ssize_t count, Py_ssize_t ahead, double mean,
                               bint statistics, Lanes* sums) noexcept nogil:
-    cdef double[LANES] delta, delta_lo, product, product_lo, xs, dys  # local arrays, which become registers
-    cdef Py_ssize_t i, lane
+    cdef double[LANES] delta, delta_lo, product, product_lo  # local arrays, which become registers
+    cdef Py_ssize_t i, lane, whole_lanes = count - count % LANES
     cdef double unit = one()
-    for lane in range(16):  # literal bounds: with an enum GCC keeps the lanes in memory
+    for lane in range(16):
         delta[lane] = delta_lo[lane] = product[lane] = product_lo[lane] = 0.0
-    for i in range(0, count, 16):
-        prefetch(x + i + ahead, LANES * sizeof(real))
-        if not statistics:
-            prefetch(dy + i + ahead, LANES * sizeof(real))
-        if real is float:
-            widen(xs, x + i)
-            if not statistics:
-                widen(dys, dy + i)
-            for lane in range(16):
-                add_term(&delta[lane], &delta_lo[lane], &product[lane], &product_lo[lane], xs[lane],
-                         xs[lane] if statistics else dys[lane], mean, statistics, unit, <real> 0)
-        else:
-            for lane in range(16):
-                add_term(&delta[lane], &delta_lo[lane], &product[lane], &product_lo[lane], x[i + lane], dy[i + lane],
-                         mean, statistics, unit, <real> 0)
+    for i in range(0, whole_lanes, 16):
+        look_ahead(x + i + ahead, dy + i + ahead, not statistics)
+        add_lanes(x + i, dy + i, &mean, 0, delta, delta_lo, product, product_lo, statistics, unit)
     for lane in range(16):
         add_part(&sums.delta[lane], &sums.delta_lo[lane], delta[lane], delta_lo[lane], <real> 0)
         add_part(&sums.product[lane], &sums.product_lo[lane], product[lane], product_lo[lane], <real> 0)
-
-
-cdef void reduce_block(const real* x, const real* dy, Py_ssize_t count, Py_ssize_t ahead, double mean,
-                       bint statistics, Lanes* sums) noexcept nogil:
-    """Adds a part of a run to the lanes' sums, and asks for what comes `ahead` elements later."""
-    cdef Py_ssize_t whole_lanes = count - count % LANES, i, lane
-    if statistics:
-        reduce_lanes(x, dy, whole_lanes, ahead, mean, True, sums)
-    else:
-        reduce_lanes(x, dy, whole_lanes, ahead, mean, False, sums)
     for i in range(whole_lanes, count):
         lane = i - whole_lanes
         add_term(&sums.delta[lane], &sums.delta_lo[lane], &sums.product[lane], &sums.product_lo[lane], x[i], dy[i],
                  mean, statistics, 1.0, <real> 0)
+
+
+cdef void reduce_block(const real* x, const real* dy, Py_ssize_t count, Py_ssize_t ahead, double mean, bint statistics,
+                       Lanes* sums) noexcept nogil:
+    """Adds a part of a run to the lanes' sums, and asks for what comes `ahead` elements later."""
+    if statistics:
+        reduce_lanes(x, x, count, ahead, mean, True, sums)
+    else:
+        reduce_lanes(x, dy, count, ahead, mean, False, sums)
 
 
 cdef inline void fold(double* hi, double* lo, real tag) noexcept nogil:
@@ -497,7 +513,7 @@ cdef inline void reduce_columns(
 
     LANES positions at a time, whose accumulators are in registers on their way down the rows.
     """
-    cdef double[LANES] d, d_lo, q, q_lo, means, xs, dys
+    cdef double[LANES] d, d_lo, q, q_lo, means  # local arrays, which become registers
     cdef Py_ssize_t i, at, row, lane, whole_lanes = count - count % LANES
     cdef double unit = one()
     for i in range(0, whole_lanes, 16):
@@ -507,20 +523,8 @@ cdef inline void reduce_columns(
                 d_lo[lane], q_lo[lane] = delta_lo[i + lane], product_lo[i + lane]
         for row in range(rows):
             at = row * pitch + i
-            prefetch(x + at + ahead, LANES * sizeof(real))
-            if not statistics:
-                prefetch(dy + at + ahead, LANES * sizeof(real))
-            if real is float:
-                widen(xs, x + at)
-                if not statistics:
-                    widen(dys, dy + at)
-                for lane in range(16):
-                    add_term(&d[lane], &d_lo[lane], &q[lane], &q_lo[lane], xs[lane],
-                             xs[lane] if statistics else dys[lane], means[lane], statistics, unit, <real> 0)
-            else:
-                for lane in range(16):
-                    add_term(&d[lane], &d_lo[lane], &q[lane], &q_lo[lane], x[at + lane], dy[at + lane], means[lane],
-                             statistics, unit, <real> 0)
+            look_ahead(x + at + ahead, dy + at + ahead, not statistics)
+            add_lanes(x + at, dy + at, means, 1, d, d_lo, q, q_lo, statistics, unit)
         for lane in range(16):
             delta[i + lane], product[i + lane] = d[lane], q[lane]
             if real is double:
@@ -578,11 +582,11 @@ cdef void reduce_rows(
 
 
 cdef void reduce_task(
-    const real[:, :, ::1] x,        # IN
-    const real[:, :, ::1] dy,       # IN
+    const real[:, :, ::1]& x,        # IN
+    const real[:, :, ::1]& dy,       # IN
     const Channel* channels,        # IN  (C)
-    double[:, :, ::1] partial,      # OUT (chunks, C, 4), the Sums of each chunk; of statistics, mean and m2
-    Plan p,
+    double[:, :, ::1]& partial,      # OUT (chunks, C, 4), the Sums of each chunk; of statistics, mean and m2
+    const Plan* p,
     Task t,
 ) noexcept nogil:
     cdef const real* x0 = &x[t.n0, t.c0, 0]
@@ -611,48 +615,36 @@ cdef inline void finish_chunk(Sums* sums, double shift, double count) noexcept n
 
 # ---------------------------------------------------------------- apply
 
+cdef inline Py_ssize_t past_line(const real* address) noexcept nogil:
+    """Elements from the start of its line to an address; a line is LANES elements, and whole cache lines."""
+    return <uintptr_t> address % (LANES * sizeof(real)) // sizeof(real)
+
+
 cdef inline void stream_lines(const real* x, const real* dy, real* to, Py_ssize_t count, Py_ssize_t ahead,
                               const Channel* channel, bint normalize, arith tag) noexcept nogil:
-    """Whole cache lines of a run, from registers past the caches; asks for what comes `ahead` elements later."""
+    """Whole lines of a run, from registers past the caches; asks for what comes `ahead` elements later."""
     cdef arith a = <arith> channel.a, b = <arith> channel.b, c = <arith> channel.c, d = <arith> channel.d
-    cdef real[16] line
+    cdef real[LANES] line
     cdef Py_ssize_t i, lane
-    if real is float:
-        for i in range(0, count, 16):
-            if ahead:
-                prefetch_line(x + i + ahead)
-                if not normalize:
-                    prefetch_line(dy + i + ahead)
-            for lane in range(16):
-                line[lane] = <real> value(<arith> x[i + lane], <arith> dy[i + lane], a, b, c, d, normalize)
-            stream_line(to + i, line)
-    else:
-        for i in range(0, count, 8):
-            if ahead:
-                prefetch_line(x + i + ahead)
-                if not normalize:
-                    prefetch_line(dy + i + ahead)
-            for lane in range(8):
-                line[lane] = <real> value(<arith> x[i + lane], <arith> dy[i + lane], a, b, c, d, normalize)
-            stream_line(to + i, line)
+    for i in range(0, count, 16):
+        if ahead:
+            look_ahead(x + i + ahead, dy + i + ahead, not normalize)
+        for lane in range(16):
+            line[lane] = <real> value(<arith> x[i + lane], <arith> dy[i + lane], a, b, c, d, normalize)
+        stream_line(to + i, line)
 
 
 cdef inline void stream_border(const real* x, const real* dy, real* to, Py_ssize_t border, const Channel* left,
                                bint normalize, real tag) noexcept nogil:
-    """A cache line of two channels, the second of which begins at element `border`."""
+    """A line of two channels, the second of which begins at element `border`."""
     cdef const Channel* right = left + 1
     cdef real a = <real> left.a, b = <real> left.b, c = <real> left.c, d = <real> left.d
     cdef real e = <real> right.a, f = <real> right.b, g = <real> right.c, h = <real> right.d
-    cdef real[16] line
+    cdef real[LANES] line
     cdef Py_ssize_t lane
-    if real is float:
-        for lane in range(16):
-            line[lane] = value(x[lane], dy[lane], a if lane < border else e, b if lane < border else f,
-                               c if lane < border else g, d if lane < border else h, normalize)
-    else:
-        for lane in range(8):
-            line[lane] = value(x[lane], dy[lane], a if lane < border else e, b if lane < border else f,
-                               c if lane < border else g, d if lane < border else h, normalize)
+    for lane in range(16):
+        line[lane] = value(x[lane], dy[lane], a if lane < border else e, b if lane < border else f,
+                           c if lane < border else g, d if lane < border else h, normalize)
     stream_line(to, line)
 
 
@@ -667,50 +659,54 @@ cdef inline void store(const real* x, const real* dy, real* to, Py_ssize_t count
     memcpy(to, block, count * sizeof(real))
 
 
-cdef struct Cursor:        # where apply is in its part of a row: at element `at` of channel `q`, whose run ends at `end`
+cdef struct Cursor:        # a place in a row of runs: element `at`, in channel `q`, whose run ends at `end`
     Py_ssize_t at, q, end
 
 
-cdef inline Py_ssize_t past_line(const real* address) noexcept nogil:
-    """Elements from the start of its cache line to an address."""
-    return <uintptr_t> address % 64 // sizeof(real)
-
-
-cdef inline void apply_until(const real* x, const real* dy, real* to, Py_ssize_t stop, Cursor* cursor,
-                             Py_ssize_t length, Py_ssize_t ahead, const Channel* channels, bint normalize, bint streams,
-                             real tag) noexcept nogil:
-    """Applies to what is left of a row of runs, up to element `stop`; at most BLOCK elements."""
+cdef inline void apply_part(const real* x, const real* dy, real* to, Py_ssize_t stop, Py_ssize_t s, Py_ssize_t ahead,
+                            const Channel* channels, bint normalize, bint streams, Cursor* cursor) noexcept nogil:
     cdef Py_ssize_t i = cursor.at, end = cursor.end, count, odd
-    cdef Py_ssize_t line = 64 // sizeof(real)
     cdef const Channel* channel = channels + cursor.q
     cdef bint native
     while i < stop:
         if i == end:
             channel += 1
-            end += length
+            end += s
         native = real is double or channel.in_range
         count = min(end, stop) - i
-        odd = (line - past_line(to + i)) % line if streams else count  # elements up to the next line
-        if streams and odd == 0 and count >= line:
-            count -= count % line
+        odd = past_line(to + i) if streams else 0
+        if streams and odd == 0 and count >= LANES:
+            count -= count % LANES
             if native:
                 stream_lines(x + i, dy + i, to + i, count, ahead, channel, normalize, <real> 0)
             else:
                 stream_lines(x + i, dy + i, to + i, count, ahead, channel, normalize, <double> 0)
-        elif streams and odd == 0 and stop - i >= line and native and (real is double or channel[1].in_range):
+        elif streams and odd == 0 and stop - i >= LANES and native and (real is double or channel[1].in_range):
             stream_border(x + i, dy + i, to + i, count, channel, normalize, <real> 0)
-            count = line
+            count = LANES
             channel += 1
-            end += length
+            end += s
         else:
             if odd:
-                count = min(count, odd)
+                count = min(count, LANES - odd)
             if native:
                 store(x + i, dy + i, to + i, count, channel, normalize, <real> 0)
             else:
                 store(x + i, dy + i, to + i, count, channel, normalize, <double> 0)
         i += count
     cursor.at, cursor.end, cursor.q = i, end, <Py_ssize_t> (channel - channels)
+
+
+cdef void apply_block(const real* x, const real* dy, real* to, Py_ssize_t stop, Py_ssize_t s, Py_ssize_t ahead,
+                      const Channel* channels, bint normalize, bint streams, Cursor* cursor) noexcept nogil:
+    """Applies to a row of runs from the cursor up to element `stop`, at most BLOCK elements.
+
+    Asks for what comes `ahead` elements later, if that is not 0.
+    """
+    if normalize:
+        apply_part(x, dy, to, stop, s, ahead, channels, True, streams, cursor)
+    else:
+        apply_part(x, dy, to, stop, s, ahead, channels, False, streams, cursor)
 
 
 cdef inline void store_row(const real* x, const real* dy, real* to, const arith* a, const arith* b, const arith* c,
@@ -725,35 +721,23 @@ cdef inline void store_row(const real* x, const real* dy, real* to, const arith*
 
 cdef inline void stream_row(const real* x, const real* dy, real* to, const arith* a, const arith* b, const arith* c,
                             const arith* d, Py_ssize_t count, Py_ssize_t ahead, bint normalize) noexcept nogil:
-    """Whole cache lines of a row, from registers past the caches; asks for what comes `ahead` elements later."""
-    cdef real[16] line
+    """Whole lines of a row, from registers past the caches; asks for what comes `ahead` elements later."""
+    cdef real[LANES] line
     cdef Py_ssize_t i, lane
-    if real is float:
-        for i in range(0, count, 16):
-            prefetch_line(x + i + ahead)
-            if not normalize:
-                prefetch_line(dy + i + ahead)
-            for lane in range(16):
-                line[lane] = <real> value(<arith> x[i + lane], <arith> dy[i + lane], a[i + lane], b[i + lane],
-                                          c[i + lane], d[i + lane], normalize)
-            stream_line(to + i, line)
-    else:
-        for i in range(0, count, 8):
-            prefetch_line(x + i + ahead)
-            if not normalize:
-                prefetch_line(dy + i + ahead)
-            for lane in range(8):
-                line[lane] = <real> value(<arith> x[i + lane], <arith> dy[i + lane], a[i + lane], b[i + lane],
-                                          c[i + lane], d[i + lane], normalize)
-            stream_line(to + i, line)
+    for i in range(0, count, 16):
+        look_ahead(x + i + ahead, dy + i + ahead, not normalize)
+        for lane in range(16):
+            line[lane] = <real> value(<arith> x[i + lane], <arith> dy[i + lane], a[i + lane], b[i + lane], c[i + lane],
+                                      d[i + lane], normalize)
+        stream_line(to + i, line)
 
 
 cdef void apply_rows(
-    const real[:, :, ::1] x,        # IN
-    const real[:, :, ::1] dy,       # IN
-    const real[:, :, ::1] dx,       # OUT, may be x or dy
+    const real[:, :, ::1]& x,        # IN
+    const real[:, :, ::1]& dy,       # IN
+    const real[:, :, ::1]& dx,       # OUT, may be x or dy
     const Channel* channels,        # IN  (C)
-    Plan p,
+    const Plan* p,
     Task t,
     bint normalize,
     bint whole_lines,               # a cache line that two tasks share goes with the second
@@ -761,45 +745,44 @@ cdef void apply_rows(
 ) noexcept nogil:
     """A task of short runs: each position of a row has its coefficients."""
     cdef arith[POSITIONS + 2 * LANES] a, b, c, d
-    cdef Py_ssize_t line = 64 // sizeof(real), ahead = 0, first = t.c0 * p.s, last = t.c1 * p.s
-    cdef Py_ssize_t row, i, count, length, position, q, left
     cdef const real* x0 = &x[t.n0, 0, 0]
     cdef const real* dy0 = &dy[t.n0, 0, 0]
     cdef real* dx0 = <real*> &dx[t.n0, 0, 0]
     cdef Channel ch
-    if p.far:
-        ahead = AHEAD // <Py_ssize_t> sizeof(real) if t.pitch == t.length else t.pitch
-    if whole_lines and p.streams and p.unit == p.c and t.pitch != t.length and t.pitch % line == 0:
+    cdef bint joined = whole_lines and t.pitch == t.length   # the rows follow each other in memory
+    cdef Py_ssize_t first = t.c0 * p.s, last = t.c1 * p.s, row, length, following, i, count, position, q, left
+    cdef Py_ssize_t ahead = 0 if not p.far else AHEAD // <Py_ssize_t> sizeof(real) if joined else t.pitch
+    if whole_lines and not joined and p.streams and p.unit == p.c and t.pitch % LANES == 0:
         if t.c0 > 0:
             first -= past_line(dx0 + first)
         if t.c1 < p.c:
             last -= past_line(dx0 + last)
         t.length = t.last = last - first
-    # The coefficients of the positions, and once more those that a line finds past the end of a row that is followed by
-    # the next.
+    # The coefficients of the positions, and those that a line finds past the end of a row: the next row's.
     q = first // p.s
     left = (q + 1) * p.s - first
-    for position in range(t.length + line):
+    for position in range(t.length + LANES):
         if left == 0:
             left = p.s
-            q = q + 1 if q + 1 < (t.c1 if t.pitch == t.length else p.c) else t.c0
+            q = t.c0 if q + 1 == (t.c1 if joined else p.c) else q + 1
         ch = channels[q]
         a[position], b[position], c[position], d[position] = ch.a, ch.b, ch.c, ch.d
         left -= 1
     x0 += first
     dy0 += first
     dx0 += first
-    i = 0
+    i = 0  # where a row begins that the line before it has not reached
     for row in range(t.rows):
         length = t.length if row + 1 < t.rows else t.last
         if p.streams:
-            count = min((line - past_line(dx0 + i)) % line, length - i)
+            count = min((LANES - past_line(dx0 + i)) % LANES, length - i)
             store_row(x0 + i, dy0 + i, dx0 + i, a + i, b + i, c + i, d + i, count, normalize)
             i += count
             count = length - i
-            if whole_lines and t.pitch == t.length and (t.length if row + 2 < t.rows else t.last) >= line and row + 1 < t.rows:
-                count += line - 1
-            count -= count % line
+            following = 0 if row + 1 == t.rows else t.length if row + 2 < t.rows else t.last
+            if joined and following >= LANES:
+                count += LANES - 1
+            count -= count % LANES
             stream_row(x0 + i, dy0 + i, dx0 + i, a + i, b + i, c + i, d + i, count, ahead, normalize)
             i += count
         if i < length:
@@ -811,8 +794,8 @@ cdef void apply_rows(
         dx0 += t.pitch
 
 
-cdef void apply_task(const real[:, :, ::1] x, const real[:, :, ::1] dy, const real[:, :, ::1] dx,
-                     const Channel* channels, Plan p, Task t, bint normalize) noexcept nogil:
+cdef void apply_task(const real[:, :, ::1]& x, const real[:, :, ::1]& dy, const real[:, :, ::1]& dx,
+                     const Channel* channels, const Plan* p, Task t, bint normalize) noexcept nogil:
     """A task in the type of the data; if there are channels that need float64, channel by channel."""
     cdef Py_ssize_t c, c0 = t.c0, c1 = t.c1
     cdef bint fits = True
@@ -838,76 +821,72 @@ cdef void apply_task(const real[:, :, ::1] x, const real[:, :, ::1] dy, const re
 # ---------------------------------------------------------------- sweep: long runs, both passes at once
 
 cdef void sweep(
-    const real[:, :, ::1]& x,        # IN
-    const real[:, :, ::1]& dy,       # IN
-    const real[:, :, ::1]& dx,       # OUT, may be x or dy
+    const real[:, :, ::1]& x,       # IN
+    const real[:, :, ::1]& dy,      # IN
+    const real[:, :, ::1]& dx,      # OUT, may be x or dy
     const Channel* channels,        # IN  (C)
-    double[:, :, ::1]& partial,      # OUT (chunks, C, 4), the Sums of each chunk; of statistics, mean and m2
+    double[:, :, ::1]& partial,     # OUT (chunks, C, 4), the Sums of each chunk; of statistics, mean and m2
     const Plan* p,
     Py_ssize_t chunk,
     Py_ssize_t a0, Py_ssize_t a1,   # the channels that it applies to
     Py_ssize_t r0, Py_ssize_t r1,   # the channels that it reduces
-    bint follows, bint followed,    # whether the cache lines that two units share go with the second, at either end
+    bint follows, bint followed,    # whether the line that two units share goes with the second, at either end
 ) noexcept nogil:
-    """A chunk of long runs: applies to one unit while it reduces the next, block by block."""
+    """A chunk of long runs: applies to one unit while it reduces another, block by block."""
     cdef Lanes[WIDTH] lanes
     cdef double[WIDTH] shift
-    cdef Cursor cursor
-    cdef Py_ssize_t n0 = chunk // p.per_run * p.chunk_rows, s0 = chunk % p.per_run * p.length
-    cdef Py_ssize_t length = min(p.s - s0, p.length), pitch = p.c * p.s, segment = (r1 - r0) * p.s
-    cdef Py_ssize_t far = min(AHEAD // <Py_ssize_t> sizeof(real), segment) if p.far else 0
-    cdef Py_ssize_t beyond = AHEAD // <Py_ssize_t> sizeof(real) if p.far and not p.fused else 0
-    cdef Py_ssize_t n, q, i, count, ahead, wrapped, part, first, last = 0
     cdef bint statistics = p.operator == TRAINING, normalize = p.operator != BACKPROP
     cdef bint from_dy = p.operator == INFERENCE_BACKPROP
-    cdef const real* ax = NULL
-    cdef const real* ady = NULL
-    cdef const real* rx = NULL
-    cdef const real* rdy = NULL
-    cdef real* to = NULL
+    cdef Py_ssize_t n0 = chunk // p.per_run * p.chunk_rows, s0 = chunk % p.per_run * p.length
+    cdef Py_ssize_t length = min(p.s - s0, p.length), pitch = p.c * p.s, segment = (r1 - r0) * p.s
+    cdef Py_ssize_t n, q, i, count, first, last, stop, ahead, near
+    cdef Py_ssize_t far = AHEAD // <Py_ssize_t> sizeof(real) if p.far else 0
+    cdef Cursor cursor
+    cdef const real* ax
+    cdef const real* ady
+    cdef const real* rx
+    cdef const real* rdy
+    cdef real* to
     cdef Sums* sums
-    cursor.at = 0
+    if r0 < r1:
+        memset(lanes, 0, (r1 - r0) * sizeof(Lanes))
     for q in range(r1 - r0):
-        clear(&lanes[q], <real> 0)
         shift[q] = x[n0, r0 + q, s0] if statistics else channels[r0 + q].mean
     for n in range(n0, min(n0 + p.chunk_rows, p.n)):
-        if a0 < a1:
-            ady = &dy[n, a0, 0]
-            ax = ady if from_dy else &x[n, a0, 0]
-            to = <real*> &dx[n, a0, 0]
-            first = s0
-            last = s0 + length if p.per_run > 1 else (a1 - a0) * length
-            if p.streams and (follows or first > 0):
-                first -= past_line(to + first)
-            if p.streams and (followed or last < (a1 - a0) * p.s):
-                last -= past_line(to + last)
-            cursor.at = first
-            cursor.q = -1 if first < 0 else 0
-            cursor.end = 0 if first < 0 else p.s
-            part = first + BLOCK - (past_line(to + first) if p.streams else 0)  # so that parts end where lines do
-        if r0 < r1:
-            rx = &x[n, r0, s0]
-            rdy = &dy[n, r0, s0]
-            # Near the end of the row of this unit comes the next row, or the first row of the next unit.
-            wrapped = 0 if not p.far else far + pitch - segment if n + 1 < p.n else far - (p.n - 1) * pitch
+        rx = &x[n, 0, 0] + r0 * p.s + s0
+        rdy = &dy[n, 0, 0] + r0 * p.s + s0
+        ady = &dy[n, 0, 0] + a0 * p.s
+        ax = ady if from_dy else &x[n, 0, 0] + a0 * p.s
+        to = <real*> &dx[n, 0, 0] + a0 * p.s
+        # What it applies to, in elements of the row from channel a0 on.
+        first = s0
+        last = 0 if a0 == a1 else s0 + length if p.per_run > 1 else (a1 - a0) * p.s
+        if p.streams and a0 < a1 and (follows or first > 0):
+            first -= past_line(to + first)
+        if p.streams and a0 < a1 and (followed or last < (a1 - a0) * p.s):
+            last -= past_line(to + last)
+        cursor.at = first
+        cursor.q = -1 if first < 0 else 0
+        cursor.end = 0 if first < 0 else p.s
+        stop = first + BLOCK - (past_line(to + first) if p.streams else 0)  # so that blocks end where lines do
+        # What it asks for ahead. Past the end of the unit's row comes its next one, or the first of the next unit.
+        ahead = min(far, segment)
+        near = segment - s0 - ahead
         q = i = 0
         while cursor.at < last or q < r1 - r0:
             if cursor.at < last:
-                part = min(part, last)
-                if normalize:
-                    apply_until(ax, ady, to, part, &cursor, p.s, beyond, channels + a0, True, p.streams, <real> 0)
-                else:
-                    apply_until(ax, ady, to, part, &cursor, p.s, beyond, channels + a0, False, p.streams, <real> 0)
-                part += BLOCK
+                apply_block(ax, ady, to, min(stop, last), p.s, 0 if p.fused else far, channels + a0, normalize,
+                            p.streams, &cursor)
+                stop += BLOCK
             if q < r1 - r0:
                 count = min(length - i, BLOCK)
-                ahead = far if q * length + s0 + i + far < segment else wrapped
-                if statistics:
-                    reduce_block(rx, rx, count, ahead, shift[q], True, &lanes[q])
-                else:
-                    reduce_block(rx, rdy, count, ahead, shift[q], False, &lanes[q])
+                if near <= 0 and far:
+                    near = p.c * p.s
+                    ahead += pitch - segment if n + 1 < p.n else -(p.n - 1) * pitch
+                reduce_block(rx, rdy, count, ahead, shift[q], statistics, &lanes[q])
                 rx += count
                 rdy += count
+                near -= count
                 i += count
                 if i == length:
                     q += 1
@@ -919,7 +898,7 @@ cdef void sweep(
         sums.delta, sums.delta_lo = lanes[q].delta[0], lanes[q].delta_lo[0]
         sums.product, sums.product_lo = lanes[q].product[0], lanes[q].product_lo[0]
         if statistics:
-            finish_chunk(sums, shift[q], count_of(p[0], chunk))
+            finish_chunk(sums, shift[q], count_of(p, chunk))
 
 
 # ---------------------------------------------------------------- finish: from sums to outputs and coefficients
@@ -958,8 +937,8 @@ cdef inline double parameter(const real* vector, Py_ssize_t c, double absent) no
 
 
 cdef void combine(
-    Plan p,
-    const double[:, :, ::1] partial,    # IN  (chunks, C, 4)
+    const Plan* p,
+    const double[:, :, ::1]& partial,    # IN  (chunks, C, 4)
     Py_ssize_t c0, Py_ssize_t c1,
     Sums* sums,                         # OUT (c1 - c0)
 ) noexcept nogil:
@@ -988,7 +967,7 @@ cdef void combine(
         count += more
 
 
-cdef void finish(const bnbp_arguments* a, Plan p, Sums sums, Channel* ch, Py_ssize_t c, bint writes, real tag
+cdef void finish(const bnbp_arguments* a, const Plan* p, Sums sums, Channel* ch, Py_ssize_t c, bint writes, real tag
                  ) noexcept nogil:
     """One channel: prepare `apply`, and write its outputs."""
     cdef Twofold mean, delta, product, inv_std
@@ -1028,8 +1007,8 @@ cdef void finish(const bnbp_arguments* a, Plan p, Sums sums, Channel* ch, Py_ssi
 
 # ---------------------------------------------------------------- the schedule
 
-cdef void pass_share(const real[:, :, ::1] x, const real[:, :, ::1] dy, const real[:, :, ::1] dx,
-                     const Channel* channels, double[:, :, ::1] partial, Plan p, Py_ssize_t applied,
+cdef void pass_share(const real[:, :, ::1]& x, const real[:, :, ::1]& dy, const real[:, :, ::1]& dx,
+                     const Channel* channels, double[:, :, ::1]& partial, const Plan* p, Py_ssize_t applied,
                      Py_ssize_t reduced, bint follows, bint followed, int thread, int team) noexcept nogil:
     """What `thread` does of a pass that applies to one unit and reduces another; `p.units` is the empty one."""
     cdef Py_ssize_t a0 = min(applied * p.unit, p.c), a1 = min(a0 + p.unit, p.c)
@@ -1041,17 +1020,18 @@ cdef void pass_share(const real[:, :, ::1] x, const real[:, :, ::1] dy, const re
         # What a thread has reduced last is in its cache for certain, and applied to first.
         index = k if r0 < r1 or not p.reduces else first + last - 1 - k
         if p.runs:
-            sweep(x, dy, dx, channels, partial, &p, index, a0, a1, r0, r1, follows, followed)
+            sweep(x, dy, dx, channels, partial, p, index, a0, a1, r0, r1, follows, followed)
         elif r0 < r1:
             reduce_task(x, dy, channels, partial, p, task_of(p, r0, r1, index))
         elif p.operator == BACKPROP:
             apply_task(x, dy, dx, channels, p, task_of(p, a0, a1, index), False)
+        elif p.operator == INFERENCE_BACKPROP:
+            apply_task(dy, dy, dx, channels, p, task_of(p, a0, a1, index), True)
         else:
-            apply_task(dy if p.operator == INFERENCE_BACKPROP else x, dy, dx, channels, p, task_of(p, a0, a1, index),
-                       True)
+            apply_task(x, dy, dx, channels, p, task_of(p, a0, a1, index), True)
 
 
-cdef void finish_share(const bnbp_arguments* a, Channel* channels, const double[:, :, ::1] partial, Plan p,
+cdef void finish_share(const bnbp_arguments* a, Channel* channels, const double[:, :, ::1]& partial, const Plan* p,
                        Py_ssize_t unit, int thread, int team, bint writes, real tag) noexcept nogil:
     cdef Sums[LANES] sums
     cdef Py_ssize_t c0 = unit * p.unit, c1 = min(c0 + p.unit, p.c), first, last, c
@@ -1063,9 +1043,9 @@ cdef void finish_share(const bnbp_arguments* a, Channel* channels, const double[
         finish(a, p, sums[(c - first) % LANES], &channels[c], c, writes, tag)
 
 
-cdef void run_units(const bnbp_arguments* a, const real[:, :, ::1] x, const real[:, :, ::1] dy,
-                    const real[:, :, ::1] dx, Channel* channels, double[:, :, ::1] partial, Plan p, Py_ssize_t first,
-                    Py_ssize_t last, int thread, int team) noexcept nogil:
+cdef void run_units(const bnbp_arguments* a, const real[:, :, ::1]& x, const real[:, :, ::1]& dy,
+                    const real[:, :, ::1]& dx, Channel* channels, double[:, :, ::1]& partial, const Plan* p,
+                    Py_ssize_t first, Py_ssize_t last, int thread, int team) noexcept nogil:
     """The units [first, last), from start to end, as one of the `team` that works on each."""
     cdef Py_ssize_t unit
     if p.private:
@@ -1113,12 +1093,13 @@ cdef bnbp_status run(const bnbp_arguments* a, Operator operator, const real* inp
 
     if p.shared:
         with parallel(num_threads=team):
-            run_units(a, x, dy, dx, channels, partial, p, 0, p.units, threadid(), team_size())
+            run_units(a, x, dy, dx, channels, partial, &p, 0, p.units, threadid(), team_size())
     elif team > 1:
         for thread in prange(team, num_threads=team, schedule="static", chunksize=1):
-            run_units(a, x, dy, dx, channels, partial, p, p.units * thread // team, p.units * (thread + 1) // team, 0, 1)
+            run_units(a, x, dy, dx, channels, partial, &p, p.units * thread // team, p.units * (thread + 1) // team, 0,
+                      1)
     else:
-        run_units(a, x, dy, dx, channels, partial, p, 0, p.units, 0, 1)
+        run_units(a, x, dy, dx, channels, partial, &p, 0, p.units, 0, 1)
 
     if single and output is not NULL:  # the normalised value of a single element is beta, whatever it is
         memset(output, 0, p.c * sizeof(real))

@@ -82,23 +82,36 @@ static inline void widen(double* to, const float* from) {
         to[i] = from[i];
 #endif
 }
-static inline void widen(double* to, const double* from) {
-    memcpy(to, from, 16 * sizeof *to);
-}
+static inline void widen(double* to, const double* from) { memcpy(to, from, 16 * sizeof *to); }
 
-/* Writes a cache line past the caches: it is then not read before it is written, and does not push out what the other
-   pass still needs. Where `from` is an array that nothing else looks at, it never leaves the registers. */
-static inline void stream_line(void* to, const void* from) {
+/* Writes 16 numbers, whole cache lines, past the caches: those are then not read before they are written, and do not
+   push out what the other pass still needs. Where `from` is an array that nothing else looks at, it stays in registers.
+ */
+static inline void stream_line(float* to, const float* from) {
 #if defined(__AVX512F__)
-    _mm512_stream_si512((__m512i*)to, _mm512_loadu_si512(from));
+    _mm512_stream_ps(to, _mm512_loadu_ps(from));
 #elif defined(__AVX__)
-    for (int i = 0; i < 2; ++i)
-        _mm256_stream_si256((__m256i*)to + i, _mm256_loadu_si256((const __m256i*)from + i));
+    for (int i = 0; i < 16; i += 8)
+        _mm256_stream_ps(to + i, _mm256_loadu_ps(from + i));
 #elif defined(__SSE2__) || defined(_M_X64)
-    for (int i = 0; i < 4; ++i)
-        _mm_stream_si128((__m128i*)to + i, _mm_loadu_si128((const __m128i*)from + i));
+    for (int i = 0; i < 16; i += 4)
+        _mm_stream_ps(to + i, _mm_loadu_ps(from + i));
 #else
-    memcpy(to, from, 64);
+    memcpy(to, from, 16 * sizeof *to);
+#endif
+}
+static inline void stream_line(double* to, const double* from) {
+#if defined(__AVX512F__)
+    for (int i = 0; i < 16; i += 8)
+        _mm512_stream_pd(to + i, _mm512_loadu_pd(from + i));
+#elif defined(__AVX__)
+    for (int i = 0; i < 16; i += 4)
+        _mm256_stream_pd(to + i, _mm256_loadu_pd(from + i));
+#elif defined(__SSE2__) || defined(_M_X64)
+    for (int i = 0; i < 16; i += 2)
+        _mm_stream_pd(to + i, _mm_loadu_pd(from + i));
+#else
+    memcpy(to, from, 16 * sizeof *to);
 #endif
 }
 

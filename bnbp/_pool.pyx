@@ -1,9 +1,9 @@
 """Memory for results, kept for the next ones.
 
-The system hands out memory page by page as it is first written, and clears each page: for a result of 100 MB that takes
-as long as the operator itself. What is kept is already there. NumPy lets an array have an allocator of its own (NEP 49),
-so a result is an array like any other, which owns its memory, and when it goes its memory comes back here. No more than
-`limit` bytes are ever kept, of what came back last.
+The system hands out memory page by page as it is first written, and clears each page: for a result of 100 MB that
+takes as long as the operator itself. What is kept is already there. NumPy lets an array have an allocator of its own
+(NEP 49), so a result is an array like any other, which owns its memory, and when it goes its memory comes back here.
+No more than `limit` bytes are ever kept, of what came back last.
 """
 
 import os

@@ -60,7 +60,15 @@ def test_bits_do_not_depend_on_the_instruction_set():
 @pytest.mark.parametrize("level", USABLE)
 def test_the_kernels_pass_their_tests_on_every_level(level):
     result = python(
-        "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_operators.py", "test_accuracy.py", level=level
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "test_operators.py",
+        "test_accuracy.py",
+        "test_schedule.py",
+        level=level,
     )
     assert result.returncode == 0, result.stdout[-3000:]
 

@@ -156,7 +156,6 @@ def test_many_threads_share_it():
     for thread in threads:
         thread.join()
     assert not wrong
-    del expected
     assert pool()["held"] <= 8 << 20
 
 

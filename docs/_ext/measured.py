@@ -1,0 +1,109 @@
+"""Tables of what ``bnbp bench --json`` has saved, made while the pages are built: measure again, replace the file.
+
+.. code-block:: rst
+
+   .. measured:: network.json
+      :layout: nchw
+      :threads: 2
+"""
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+from docutils import nodes
+from docutils.parsers.rst import Directive, directives
+from sphinx.application import Sphinx
+
+FOLDER = Path(__file__).parents[1] / "measured"
+TITLES = {
+    "floor": "floor",
+    "bnbp": "bnbp",
+    "bnbp fresh": "bnbp fresh",
+    "torch": "PyTorch",
+    "tensorflow": "TensorFlow",
+    "jax": "JAX",
+    "numpy": "NumPy",
+}
+
+
+class Measured(Directive):
+    """The rows of one operator, layout and number of threads: medians, and the ratio of bnbp's to the floor's."""
+
+    required_arguments = 1
+    option_spec: ClassVar[dict[str, Any]] = {
+        "operator": directives.unchanged,
+        "layout": directives.unchanged,
+        "threads": directives.nonnegative_int,
+        "microseconds": directives.flag,
+        "totals": directives.flag,  # only the sums, of all operators, layouts and threads
+    }
+
+    def run(self) -> list[nodes.Node]:
+        path = FOLDER / self.arguments[0]
+        self.state.document.settings.record_dependencies.add(str(path))
+        content = json.loads(path.read_text())
+        scale, digits = (1e6, 1) if "microseconds" in self.options else (1e3, 2)
+
+        def number(seconds: dict[str, dict[str, float]], name: str) -> str:
+            return f"{seconds[name]['median'] * scale:.{digits}f}" if name in seconds else ""
+
+        rows = content["totals"] if "totals" in self.options else self.chosen(content["rows"])
+        names = [name for name in TITLES if any(name in row["seconds"] for row in rows)]
+        table = []
+        for row in rows:
+            seconds = row["seconds"]
+            if "totals" in self.options:
+                label = f"{row['operator']}, {row['layout']}, {row['threads']} thread{'s' * (row['threads'] > 1)}"
+                bound = seconds["bound"]["median"]
+            else:
+                times = f" ({row['point']['times']})" if row["point"]["times"] > 1 else ""
+                label = "×".join(map(str, row["point"]["shape"])) + times
+                bound = seconds["floor"]["median"] + (seconds["read"]["median"] if row["second_read"] else 0)
+            ratio = f"{seconds['bnbp']['median'] / bound:.2f}"
+            cells = [label, *(number(seconds, name) for name in names)]
+            table.append([*cells, f"{bound * scale:.{digits}f}", ratio])
+        if "totals" not in self.options and content["settings"]["sets"] == ["network"]:
+            table.append(self.sum(content["totals"], names, scale))
+        return [build(["", *(TITLES[name] for name in names), "floor that applies", "bnbp / floor"], table)]
+
+    def chosen(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        def fits(row: dict[str, Any]) -> bool:
+            point = row.get("point", row)
+            return all(self.options.get(key, point[key]) == point[key] for key in ("operator", "layout", "threads"))
+
+        found = [row for row in rows if fits(row)]
+        if not found:
+            raise self.error(f"{self.arguments[0]}: nothing was measured for {self.options}")
+        return found
+
+    def sum(self, totals: list[dict[str, Any]], names: list[str], scale: float) -> list[str]:
+        [total] = self.chosen(totals)
+        seconds = total["seconds"]
+        cells = [f"{seconds[name]['median'] * scale:.0f}" if name in seconds else "" for name in names]
+        bound = seconds["bound"]["median"]
+        return ["network", *cells, f"{bound * scale:.0f}", f"{seconds['bnbp']['median'] / bound:.2f}"]
+
+
+def build(head: list[str], rows: list[list[str]]) -> nodes.table:
+    """A docutils table."""
+    group = nodes.tgroup(cols=len(head))
+    group += [nodes.colspec(colwidth=3 if k == 0 else 1) for k in range(len(head))]
+    header, body = nodes.thead(), nodes.tbody()
+    for part, lines in ((header, [head]), (body, rows)):
+        for line in lines:
+            row = nodes.row()
+            for cell in line:
+                entry = nodes.entry()
+                entry += nodes.paragraph(text=cell)
+                row += entry
+            part += row
+    group += [header, body]
+    table = nodes.table(classes=["measured"])
+    table += group
+    return table
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.add_directive("measured", Measured)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
