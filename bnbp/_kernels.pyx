@@ -433,11 +433,12 @@ cdef inline void add_lanes(const real* x, const real* dy, const double* mean, Py
                      mean[lane * each], statistics, unit, <real> 0)
 
 
-cdef inline void look_ahead(const real* x, const real* dy, bint both) noexcept nogil:
-    """Asks for LANES elements."""
-    prefetch(x, LANES * sizeof(real))
-    if both:
-        prefetch(dy, LANES * sizeof(real))
+cdef inline void look_ahead(const real* x, const real* dy, Py_ssize_t ahead, bint both) noexcept nogil:
+    """Asks for the LANES elements that come `ahead` elements later, if that is not 0."""
+    if ahead:
+        prefetch(x + ahead, LANES * sizeof(real))
+        if both:
+            prefetch(dy + ahead, LANES * sizeof(real))
 
 
 cdef inline void reduce_lanes(const real* x, const real* dy, Py_ssize_t count, Py_ssize_t ahead, double mean,
@@ -448,7 +449,7 @@ cdef inline void reduce_lanes(const real* x, const real* dy, Py_ssize_t count, P
     for lane in range(16):
         delta[lane] = delta_lo[lane] = product[lane] = product_lo[lane] = 0.0
     for i in range(0, whole_lanes, 16):
-        look_ahead(x + i + ahead, dy + i + ahead, not statistics)
+        look_ahead(x + i, dy + i, ahead, not statistics)
         add_lanes(x + i, dy + i, &mean, 0, delta, delta_lo, product, product_lo, statistics, unit)
     for lane in range(16):
         add_part(&sums.delta[lane], &sums.delta_lo[lane], delta[lane], delta_lo[lane], <real> 0)
@@ -523,7 +524,7 @@ cdef inline void reduce_columns(
                 d_lo[lane], q_lo[lane] = delta_lo[i + lane], product_lo[i + lane]
         for row in range(rows):
             at = row * pitch + i
-            look_ahead(x + at + ahead, dy + at + ahead, not statistics)
+            look_ahead(x + at, dy + at, ahead, not statistics)
             add_lanes(x + at, dy + at, means, 1, d, d_lo, q, q_lo, statistics, unit)
         for lane in range(16):
             delta[i + lane], product[i + lane] = d[lane], q[lane]
@@ -620,22 +621,29 @@ cdef inline Py_ssize_t past_line(const real* address) noexcept nogil:
     return <uintptr_t> address % (LANES * sizeof(real)) // sizeof(real)
 
 
-cdef inline void stream_lines(const real* x, const real* dy, real* to, Py_ssize_t count, Py_ssize_t ahead,
-                              const Channel* channel, bint normalize, arith tag) noexcept nogil:
-    """Whole lines of a run, from registers past the caches; asks for what comes `ahead` elements later."""
+cdef inline void put_line(real* to, const real* line, bint streams) noexcept nogil:
+    """Writes LANES elements from registers: whole cache lines past the caches, or anywhere into them."""
+    if streams:
+        stream_line(to, line)
+    else:
+        memcpy(to, line, LANES * sizeof(real))
+
+
+cdef inline void apply_lines(const real* x, const real* dy, real* to, Py_ssize_t count, Py_ssize_t ahead,
+                             const Channel* channel, bint normalize, bint streams, arith tag) noexcept nogil:
+    """Whole lines of a run. Asks for what comes `ahead` elements later."""
     cdef arith a = <arith> channel.a, b = <arith> channel.b, c = <arith> channel.c, d = <arith> channel.d
     cdef real[LANES] line
     cdef Py_ssize_t i, lane
     for i in range(0, count, 16):
-        if ahead:
-            look_ahead(x + i + ahead, dy + i + ahead, not normalize)
+        look_ahead(x + i, dy + i, ahead, not normalize)
         for lane in range(16):
             line[lane] = <real> value(<arith> x[i + lane], <arith> dy[i + lane], a, b, c, d, normalize)
-        stream_line(to + i, line)
+        put_line(to + i, line, streams)
 
 
-cdef inline void stream_border(const real* x, const real* dy, real* to, Py_ssize_t border, const Channel* left,
-                               bint normalize, real tag) noexcept nogil:
+cdef inline void apply_border(const real* x, const real* dy, real* to, Py_ssize_t border, const Channel* left,
+                              bint normalize, bint streams, real tag) noexcept nogil:
     """A line of two channels, the second of which begins at element `border`."""
     cdef const Channel* right = left + 1
     cdef real a = <real> left.a, b = <real> left.b, c = <real> left.c, d = <real> left.d
@@ -645,18 +653,16 @@ cdef inline void stream_border(const real* x, const real* dy, real* to, Py_ssize
     for lane in range(16):
         line[lane] = value(x[lane], dy[lane], a if lane < border else e, b if lane < border else f,
                            c if lane < border else g, d if lane < border else h, normalize)
-    stream_line(to, line)
+    put_line(to, line, streams)
 
 
-cdef inline void store(const real* x, const real* dy, real* to, Py_ssize_t count, const Channel* channel,
-                       bint normalize, arith tag) noexcept nogil:
-    """A part of a run, at most BLOCK elements, through the caches; `to` may be `x` or `dy`."""
+cdef inline void apply_rest(const real* x, const real* dy, real* to, Py_ssize_t count, const Channel* channel,
+                            bint normalize, arith tag) noexcept nogil:
+    """Less than a line."""
     cdef arith a = <arith> channel.a, b = <arith> channel.b, c = <arith> channel.c, d = <arith> channel.d
-    cdef real[BLOCK] block
     cdef Py_ssize_t i
     for i in range(count):
-        block[i] = <real> value(<arith> x[i], <arith> dy[i], a, b, c, d, normalize)
-    memcpy(to, block, count * sizeof(real))
+        to[i] = <real> value(<arith> x[i], <arith> dy[i], a, b, c, d, normalize)
 
 
 cdef struct Cursor:        # a place in a row of runs: element `at`, in channel `q`, whose run ends at `end`
@@ -675,24 +681,23 @@ cdef inline void apply_part(const real* x, const real* dy, real* to, Py_ssize_t 
         native = real is double or channel.in_range
         count = min(end, stop) - i
         odd = past_line(to + i) if streams else 0
-        if streams and odd == 0 and count >= LANES:
+        if odd == 0 and count >= LANES:
             count -= count % LANES
             if native:
-                stream_lines(x + i, dy + i, to + i, count, ahead, channel, normalize, <real> 0)
+                apply_lines(x + i, dy + i, to + i, count, ahead, channel, normalize, streams, <real> 0)
             else:
-                stream_lines(x + i, dy + i, to + i, count, ahead, channel, normalize, <double> 0)
-        elif streams and odd == 0 and stop - i >= LANES and native and (real is double or channel[1].in_range):
-            stream_border(x + i, dy + i, to + i, count, channel, normalize, <real> 0)
+                apply_lines(x + i, dy + i, to + i, count, ahead, channel, normalize, streams, <double> 0)
+        elif odd == 0 and stop - i >= LANES and native and (real is double or channel[1].in_range):
+            apply_border(x + i, dy + i, to + i, count, channel, normalize, streams, <real> 0)
             count = LANES
             channel += 1
             end += s
         else:
-            if odd:
-                count = min(count, LANES - odd)
+            count = min(count, LANES - odd)
             if native:
-                store(x + i, dy + i, to + i, count, channel, normalize, <real> 0)
+                apply_rest(x + i, dy + i, to + i, count, channel, normalize, <real> 0)
             else:
-                store(x + i, dy + i, to + i, count, channel, normalize, <double> 0)
+                apply_rest(x + i, dy + i, to + i, count, channel, normalize, <double> 0)
         i += count
     cursor.at, cursor.end, cursor.q = i, end, <Py_ssize_t> (channel - channels)
 
@@ -709,27 +714,20 @@ cdef void apply_block(const real* x, const real* dy, real* to, Py_ssize_t stop, 
         apply_part(x, dy, to, stop, s, ahead, channels, False, streams, cursor)
 
 
-cdef inline void store_row(const real* x, const real* dy, real* to, const arith* a, const arith* b, const arith* c,
-                           const arith* d, Py_ssize_t count, bint normalize) noexcept nogil:
-    """A part of a row through the caches; `to` may be `x` or `dy`."""
-    cdef real[POSITIONS] block
-    cdef Py_ssize_t i
-    for i in range(count):
-        block[i] = <real> value(<arith> x[i], <arith> dy[i], a[i], b[i], c[i], d[i], normalize)
-    memcpy(to, block, count * sizeof(real))
-
-
-cdef inline void stream_row(const real* x, const real* dy, real* to, const arith* a, const arith* b, const arith* c,
-                            const arith* d, Py_ssize_t count, Py_ssize_t ahead, bint normalize) noexcept nogil:
-    """Whole lines of a row, from registers past the caches; asks for what comes `ahead` elements later."""
+cdef inline void apply_row(const real* x, const real* dy, real* to, const arith* a, const arith* b, const arith* c,
+                           const arith* d, Py_ssize_t count, Py_ssize_t ahead, bint normalize, bint streams
+                           ) noexcept nogil:
+    """A part of a row: whole lines, unless it is less than one. Asks for what comes `ahead` elements later."""
     cdef real[LANES] line
-    cdef Py_ssize_t i, lane
-    for i in range(0, count, 16):
-        look_ahead(x + i + ahead, dy + i + ahead, not normalize)
+    cdef Py_ssize_t i, lane, whole_lines = count - count % LANES
+    for i in range(0, whole_lines, 16):
+        look_ahead(x + i, dy + i, ahead, not normalize)
         for lane in range(16):
             line[lane] = <real> value(<arith> x[i + lane], <arith> dy[i + lane], a[i + lane], b[i + lane], c[i + lane],
                                       d[i + lane], normalize)
-        stream_line(to + i, line)
+        put_line(to + i, line, streams)
+    for i in range(whole_lines, count):
+        to[i] = <real> value(<arith> x[i], <arith> dy[i], a[i], b[i], c[i], d[i], normalize)
 
 
 cdef void apply_rows(
@@ -774,19 +772,18 @@ cdef void apply_rows(
     i = 0  # where a row begins that the line before it has not reached
     for row in range(t.rows):
         length = t.length if row + 1 < t.rows else t.last
-        if p.streams:
+        following = 0 if row + 1 == t.rows else t.length if row + 2 < t.rows else t.last
+        if p.streams:  # up to where a line begins
             count = min((LANES - past_line(dx0 + i)) % LANES, length - i)
-            store_row(x0 + i, dy0 + i, dx0 + i, a + i, b + i, c + i, d + i, count, normalize)
+            apply_row(x0 + i, dy0 + i, dx0 + i, a + i, b + i, c + i, d + i, count, 0, normalize, False)
             i += count
-            count = length - i
-            following = 0 if row + 1 == t.rows else t.length if row + 2 < t.rows else t.last
-            if joined and following >= LANES:
-                count += LANES - 1
-            count -= count % LANES
-            stream_row(x0 + i, dy0 + i, dx0 + i, a + i, b + i, c + i, d + i, count, ahead, normalize)
-            i += count
+        count = (length - i) // LANES * LANES
+        if joined and following >= LANES and i + count < length:
+            count += LANES  # the line that goes on in the next row
+        apply_row(x0 + i, dy0 + i, dx0 + i, a + i, b + i, c + i, d + i, count, ahead, normalize, p.streams)
+        i += count
         if i < length:
-            store_row(x0 + i, dy0 + i, dx0 + i, a + i, b + i, c + i, d + i, length - i, normalize)
+            apply_row(x0 + i, dy0 + i, dx0 + i, a + i, b + i, c + i, d + i, length - i, 0, normalize, False)
             i = length
         i -= length
         x0 += t.pitch

@@ -58,7 +58,7 @@ class Measured(Directive):
                 bound = seconds["bound"]["median"]
             else:
                 times = f" ({row['point']['times']})" if row["point"]["times"] > 1 else ""
-                label = "×".join(map(str, row["point"]["shape"])) + times
+                label = "x".join(map(str, row["point"]["shape"])) + times
                 bound = seconds["floor"]["median"] + (seconds["read"]["median"] if row["second_read"] else 0)
             ratio = f"{seconds['bnbp']['median'] / bound:.2f}"
             cells = [label, *(number(seconds, name) for name in names)]
