@@ -300,7 +300,7 @@ cdef Plan plan_of(const bnbp_arguments* a, Operator operator, bint reduces, bint
     cdef Plan p
     cdef Py_ssize_t size = 4 if a.type == BNBP_F32 else 8
     cdef Py_ssize_t bytes_read = size * (1 if operator == TRAINING else 2)
-    cdef Py_ssize_t l2 = kernels_.l2_size, elements = a.n * a.c * a.s
+    cdef Py_ssize_t l2 = kernels_.l2_size, elements = a.n * a.c * a.s, group
     p.operator = operator
     p.n, p.c, p.s = a.n, a.c, a.s
     p.reduces, p.applies = reduces, applies
@@ -324,7 +324,11 @@ cdef Plan plan_of(const bnbp_arguments* a, Operator operator, bint reduces, bint
             p.merge = SPAN // (a.c * a.s)
             if p.merge > LANES:
                 p.merge -= p.merge % LANES  # whole lanes
-        p.chunk_rows = max(a.n // CHUNKS // p.merge // GROUP * GROUP, ROWS) * p.merge
+        p.chunks = min(max(a.n // (ROWS * p.merge), 1), CHUNKS)
+        if p.chunks > 4:
+            p.chunks -= p.chunks % 4  # shared out evenly among a few threads
+        group = GROUP * p.merge
+        p.chunk_rows = ((a.n + p.chunks - 1) // p.chunks + group - 1) // group * group
         p.chunks = (a.n + p.chunk_rows - 1) // p.chunk_rows
 
     # What decides about speed: caches and threads.
@@ -556,7 +560,9 @@ cdef void reduce_rows(
                 mean[position] = means[c * stride]
                 position += 1
     for i in range(t.length):
-        delta[i] = delta_lo[i] = product[i] = product_lo[i] = 0.0
+        delta[i] = product[i] = 0.0
+        if real is double:
+            delta_lo[i] = product_lo[i] = 0.0
     while row < t.rows:
         count = min(rows - row, GROUP) if row < rows else 1
         if statistics:
@@ -570,8 +576,9 @@ cdef void reduce_rows(
         row += count
     if t.length == channels:
         for c in range(channels):
-            sums[c].delta, sums[c].delta_lo, sums[c].product, sums[c].product_lo = (
-                delta[c], delta_lo[c], product[c], product_lo[c])
+            sums[c].delta, sums[c].product = delta[c], product[c]
+            sums[c].delta_lo = delta_lo[c] if real is double else 0.0
+            sums[c].product_lo = product_lo[c] if real is double else 0.0
         return
     memset(sums, 0, channels * sizeof(Sums))
     position = 0
