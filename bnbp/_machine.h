@@ -56,7 +56,7 @@ static inline void barrier(void) {
 /* Asks for a cache line that will be read soon; any address will do. */
 static inline void prefetch_line(const void* address) {
 #if defined(__GNUC__)
-    __builtin_prefetch(address, 0, 2);
+    __builtin_prefetch(address, 0, 3);
 #else
     (void)address;
 #endif
