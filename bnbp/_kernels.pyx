@@ -135,7 +135,8 @@ cdef enum:
     # only, 256 x 56 x 56 take 9.6 ms instead of 9.0. 2048 and 8192 are as good. Asking only where a page begins, or for
     # every other line, and leaving the rest to the hardware, costs 10 and 30 %.
     AHEAD = 4096
-    # Elements below which a team is not worth starting. 16384 take 10 us on one core and 17 on two, 32768 18 and 10.
+    # Elements below which a team is not worth starting. 16384 take 9 us on one core and 11 on two, 32768 15 and 15,
+    # 65536 29 and 20.
     REGION = 32768
     # More threads than this were asked for by mistake. Where the system refuses one, GNU OpenMP ends the process.
     MAX_TEAM = 256
@@ -281,7 +282,7 @@ cdef struct Plan:
     Py_ssize_t merge       # rows of (C, S) that are taken as one, where they are very short
     Py_ssize_t chunk_rows  # rows of a chunk
     Py_ssize_t per_run     # chunks in a run
-    Py_ssize_t length      # elements of a run in a chunk, unless it is the last
+    Py_ssize_t length      # elements of a run in a chunk; the last one may have fewer
     Py_ssize_t chunks      # chunks in a channel
     Py_ssize_t width       # channels in a task
     Py_ssize_t unit        # channels in a unit
@@ -290,7 +291,7 @@ cdef struct Plan:
     bint shared            # all threads work on a unit together
     bint private           # each thread has numbers of the channels to itself
     bint fused             # a unit is applied to while the next one is reduced
-    bint far               # apply does not find its data in L2
+    bint far               # the data is not in L2: it is asked for ahead
     bint streams           # the output is written past the caches
     int team
 
@@ -372,7 +373,7 @@ cdef inline void plan_runs(Plan* p, Py_ssize_t channel, Py_ssize_t line) noexcep
         unit = 1
     # Narrower, if a unit would not fit the cache, or there were too few for the team.
     unit = max(min(unit, WIDTH, l2 // 4 // channel, p.c // (4 * p.team) if p.team > 1 else p.c), 1)
-    p.shared = p.chunks >= 2 * p.team > 2 and (unit * channel > l2 // 4 or p.c < 4 * p.team)
+    p.shared = p.team > 1 and p.chunks >= 2 * p.team and (unit * channel > l2 // 4 or p.c < 4 * p.team)
     if p.shared and p.per_run == 1:
         unit = max(min(WIDTH, p.c, l2 // 4 * p.team // channel), 1)
     p.unit = unit
