@@ -25,6 +25,8 @@ cdef extern from *:
 
     #if defined(__linux__)
     #include <sys/mman.h>
+    #elif defined(_WIN32)
+    #include <malloc.h>
     #endif
 
     namespace {
