@@ -766,7 +766,7 @@ cdef void apply_rows(
     cdef bint joined = whole_lines and t.pitch == t.length   # the rows follow each other in memory
     cdef Py_ssize_t first = t.c0 * p.s, last = t.c1 * p.s, row, length, following, i, count, position, q, left
     cdef Py_ssize_t ahead = 0 if not p.far else AHEAD // <Py_ssize_t> sizeof(real) if joined else t.pitch
-    if whole_lines and not joined and p.streams and p.unit == p.c and t.pitch % LANES == 0:
+    if whole_lines and p.streams and p.merge == 1 and p.unit == p.c and t.pitch % LANES == 0:
         if t.c0 > 0:
             first -= past_line(dx0 + first)
         if t.c1 < p.c:
