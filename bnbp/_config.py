@@ -1,6 +1,5 @@
 """What this installation is, for bug reports and for those who build against it."""
 
-import operator
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -58,13 +57,7 @@ def set_pool_limit(limit: int) -> None:
     0
     >>> bnbp.set_pool_limit(64 * 2**20)
     """
-    try:
-        size = operator.index(limit)
-    except TypeError:
-        raise TypeError(f"limit: expected an integer, got {limit!r}") from None
-    if size < 0:
-        raise ValueError(f"limit: expected at least 0, got {size}")
-    _pool.set_limit(min(size, sys.maxsize))
+    _pool.set_limit(min(_core.integer_of("limit", limit, 0), sys.maxsize))
 
 
 @overload

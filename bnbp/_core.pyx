@@ -189,24 +189,26 @@ cdef double epsilon_of(epsilon) except? -1:
         raise ValueError(f"epsilon: expected a finite number >= 0, got {epsilon!r}") from None
 
 
-cdef int64_t axis_of(channel_axis) except? -1:
+cpdef integer_of(str name, value, least=None, str expected="an integer"):
+    """An integer argument, checked."""
     try:
-        index = operator.index(channel_axis)
+        integer = operator.index(value)
     except TypeError:
-        raise TypeError(f"channel_axis: expected an integer, got {channel_axis!r}") from None
-    return max(min(index, INT_MAX), -INT_MAX)  # which no array has, so that the operator says so
+        raise TypeError(f"{name}: expected {expected}, got {value!r}") from None
+    if least is not None and integer < least:
+        raise ValueError(f"{name}: expected at least {least}, got {integer}")
+    return integer
+
+
+cdef int64_t axis_of(channel_axis) except? -1:
+    # Beyond INT_MAX is an axis that no array has, and the operator says so.
+    return max(min(integer_of("channel_axis", channel_axis), INT_MAX), -INT_MAX)
 
 
 cdef int threads_of(num_threads) except? -1:
     if num_threads is None:
         return 0
-    try:
-        count = operator.index(num_threads)
-    except TypeError:
-        raise TypeError(f"num_threads: expected an integer or None, got {num_threads!r}") from None
-    if count < 1:
-        raise ValueError(f"num_threads: expected at least 1, got {count}")
-    return min(count, INT_MAX)
+    return min(integer_of("num_threads", num_threads, 1, "an integer or None"), INT_MAX)
 
 
 # ---------------------------------------------------------------- tensors

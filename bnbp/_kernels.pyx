@@ -91,8 +91,7 @@ cdef extern from "_machine.h" nogil:
     void prefetch(const void* address, size_t size)
     void widen(double* to, const float* source)
     void widen(double* to, const double* source)
-    void stream_line(float* to, const float* source)
-    void stream_line(double* to, const double* source)
+    void stream_line(void* to, const void* source)
     void stream_fence()
     double product_error(double a, double b, double p)
     double one()
@@ -561,7 +560,7 @@ cdef void reduce_rows(
 ) noexcept nogil:
     """The sums of a chunk of short runs: an accumulator for each position of a row, folded by channel at the end."""
     cdef double[POSITIONS] delta, delta_lo, product, product_lo, mean
-    cdef Py_ssize_t i, _i, c, count, row = 0, position = 0
+    cdef Py_ssize_t i, _i, c, count, length, row = 0, position = 0
     cdef Py_ssize_t channels = t.c1 - t.c0, rows = t.rows - (t.last < t.length)
     while position < t.length:
         for c in range(channels):
@@ -573,13 +572,15 @@ cdef void reduce_rows(
         if real is double:
             delta_lo[i] = product_lo[i] = 0.0
     while row < t.rows:
-        count = min(rows - row, GROUP) if row < rows else 1
+        count, length = 1, t.last
+        if row < rows:
+            count, length = min(rows - row, GROUP), t.length
         if statistics:
-            reduce_columns(x, x, count, t.pitch, t.length if row < rows else t.last, count * t.pitch, mean, delta,
-                           delta_lo, product, product_lo, True)
+            reduce_columns(x, x, count, t.pitch, length, count * t.pitch, mean, delta, delta_lo, product, product_lo,
+                           True)
         else:
-            reduce_columns(x, dy, count, t.pitch, t.length if row < rows else t.last, count * t.pitch, mean, delta,
-                           delta_lo, product, product_lo, False)
+            reduce_columns(x, dy, count, t.pitch, length, count * t.pitch, mean, delta, delta_lo, product, product_lo,
+                           False)
         x += count * t.pitch
         dy += count * t.pitch
         row += count
@@ -599,10 +600,10 @@ cdef void reduce_rows(
 
 
 cdef void reduce_task(
-    const real[:, :, ::1]& x,        # IN
-    const real[:, :, ::1]& dy,       # IN
+    const real[:, :, ::1]& x,       # IN
+    const real[:, :, ::1]& dy,      # IN
     const Channel* channels,        # IN  (C)
-    double[:, :, ::1]& partial,      # OUT (chunks, C, 4), the Sums of each chunk; of statistics, mean and m2
+    double[:, :, ::1]& partial,     # OUT (chunks, C, 4), the Sums of each chunk; of statistics, mean and m2
     const Plan* p,
     Task t,
 ) noexcept nogil:
@@ -641,6 +642,8 @@ cdef inline void put_line(real* to, const real* line, bint streams) noexcept nog
     """Writes LANES elements from registers: whole cache lines past the caches, or anywhere into them."""
     if streams:
         stream_line(to, line)
+        if real is double:
+            stream_line(to + 8, line + 8)
     else:
         memcpy(to, line, LANES * sizeof(real))
 
@@ -720,10 +723,7 @@ cdef inline void apply_part(const real* x, const real* dy, real* to, Py_ssize_t 
 
 cdef void apply_block(const real* x, const real* dy, real* to, Py_ssize_t stop, Py_ssize_t s, Py_ssize_t ahead,
                       const Channel* channels, bint normalize, bint streams, Cursor* cursor) noexcept nogil:
-    """Applies to a row of runs from the cursor up to element `stop`, at most BLOCK elements.
-
-    Asks for what comes `ahead` elements later, if that is not 0.
-    """
+    """Applies to a row of runs from the cursor up to element `stop`, and asks for what comes `ahead` elements later."""
     if normalize:
         apply_part(x, dy, to, stop, s, ahead, channels, True, streams, cursor)
     else:
@@ -747,9 +747,9 @@ cdef inline void apply_row(const real* x, const real* dy, real* to, const arith*
 
 
 cdef void apply_rows(
-    const real[:, :, ::1]& x,        # IN
-    const real[:, :, ::1]& dy,       # IN
-    const real[:, :, ::1]& dx,       # OUT, may be x or dy
+    const real[:, :, ::1]& x,       # IN
+    const real[:, :, ::1]& dy,      # IN
+    const real[:, :, ::1]& dx,      # OUT, may be x or dy
     const Channel* channels,        # IN  (C)
     const Plan* p,
     Task t,
@@ -893,7 +893,7 @@ cdef void sweep(
                 stop += BLOCK
             if q < r1 - r0:
                 count = min(length - i, BLOCK)
-                if near <= 0 and far:
+                if near <= 0 and far:  # once in a row
                     near = p.c * p.s
                     ahead += pitch - segment if n + 1 < p.n else -(p.n - 1) * pitch
                 reduce_block(rx, rdy, count, ahead, shift[q], statistics, &lanes[q])
@@ -951,7 +951,7 @@ cdef inline double parameter(const real* vector, Py_ssize_t c, double absent) no
 
 cdef void combine(
     const Plan* p,
-    const double[:, :, ::1]& partial,    # IN  (chunks, C, 4)
+    const double[:, :, ::1]& partial,   # IN  (chunks, C, 4)
     Py_ssize_t c0, Py_ssize_t c1,
     Sums* sums,                         # OUT (c1 - c0)
 ) noexcept nogil:

@@ -53,19 +53,14 @@ static inline void barrier(void) {
 #endif
 }
 
-/* Asks for a cache line that will be read soon; any address will do. */
-static inline void prefetch_line(const void* address) {
-#if defined(__GNUC__)
-    __builtin_prefetch(address, 0, 3);
-#else
-    (void)address;
-#endif
-}
-
 /* Asks for the cache lines of memory that will be read soon; any address will do. */
 static inline void prefetch(const void* address, size_t bytes) {
+#if defined(__GNUC__)
     for (size_t i = 0; i < bytes; i += 64)
-        prefetch_line((const char*)address + i);
+        __builtin_prefetch((const char*)address + i, 0, 3);
+#else
+    (void)address, (void)bytes;
+#endif
 }
 
 /* 16 numbers as float64. Where `to` is an array that nothing else looks at, they stay in registers; left to itself, GCC
@@ -84,41 +79,24 @@ static inline void widen(double* to, const float* from) {
 }
 static inline void widen(double* to, const double* from) { memcpy(to, from, 16 * sizeof *to); }
 
-/* Writes 16 numbers, whole cache lines, past the caches: those are then not read before they are written, and do not
-   push out what the other pass still needs. Where `from` is an array that nothing else looks at, it stays in registers.
- */
-static inline void stream_line(float* to, const float* from) {
+/* Writes a cache line past the caches: it is then not read before it is written, and does not push out what the other
+   pass still needs. Where `from` is in an array that nothing else looks at, that stays in registers. */
+static inline void stream_line(void* to, const void* from) {
 #if defined(__AVX512F__)
-    _mm512_stream_ps(to, _mm512_loadu_ps(from));
+    _mm512_stream_si512((__m512i*)to, _mm512_loadu_si512(from));
 #elif defined(__AVX__)
-    for (int i = 0; i < 16; i += 8)
-        _mm256_stream_ps(to + i, _mm256_loadu_ps(from + i));
+    for (int i = 0; i < 2; ++i)
+        _mm256_stream_si256((__m256i*)to + i, _mm256_loadu_si256((const __m256i*)from + i));
 #elif defined(__SSE2__) || defined(_M_X64)
-    for (int i = 0; i < 16; i += 4)
-        _mm_stream_ps(to + i, _mm_loadu_ps(from + i));
+    for (int i = 0; i < 4; ++i)
+        _mm_stream_si128((__m128i*)to + i, _mm_loadu_si128((const __m128i*)from + i));
 #else
-    memcpy(to, from, 16 * sizeof *to);
-#endif
-}
-static inline void stream_line(double* to, const double* from) {
-#if defined(__AVX512F__)
-    for (int i = 0; i < 16; i += 8)
-        _mm512_stream_pd(to + i, _mm512_loadu_pd(from + i));
-#elif defined(__AVX__)
-    for (int i = 0; i < 16; i += 4)
-        _mm256_stream_pd(to + i, _mm256_loadu_pd(from + i));
-#elif defined(__SSE2__) || defined(_M_X64)
-    for (int i = 0; i < 16; i += 2)
-        _mm_stream_pd(to + i, _mm_loadu_pd(from + i));
-#else
-    memcpy(to, from, 16 * sizeof *to);
+    memcpy(to, from, 64);
 #endif
 }
 
-/* Copies memory, whole cache lines past the caches: those are then not read before they are written, and do not push
-   out what the other pass still needs. */
+/* Copies memory, whole cache lines past the caches. */
 static inline void stream(void* to, const void* from, size_t bytes) {
-#if defined(__SSE2__) || defined(_M_X64)
     char* target = (char*)to;
     const char* source = (const char*)from;
     const size_t head = (size_t)(-(uintptr_t)target % 64);
@@ -127,19 +105,10 @@ static inline void stream(void* to, const void* from, size_t bytes) {
         memcpy(target, source, count);
         target += count, source += count, bytes -= count;
     }
-    for (; bytes >= 64; target += 64, source += 64, bytes -= 64) {
-#if defined(__AVX512F__)
-        _mm512_stream_si512((__m512i*)target, _mm512_loadu_si512(source));
-#else
-        for (int i = 0; i < 4; ++i)
-            _mm_stream_si128((__m128i*)target + i, _mm_loadu_si128((const __m128i*)source + i));
-#endif
-    }
+    for (; bytes >= 64; target += 64, source += 64, bytes -= 64)
+        stream_line(target, source);
     if (bytes)
         memcpy(target, source, bytes);
-#else
-    memcpy(to, from, bytes);
-#endif
 }
 
 /* Makes streamed lines visible to the threads that read them next. */

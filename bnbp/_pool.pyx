@@ -87,29 +87,28 @@ cdef extern from *:
                 if (block->size >= size && block->size - size <= size / 4 &&
                     (best == pool.kept.end() || block->size < best->size))
                     best = block;
-            Block taken{nullptr, size};
             if (best != pool.kept.end()) {
-                pool.lent.emplace(best->memory, best->size);
-                taken = *best;
+                void* memory = best->memory;
+                pool.lent.emplace(memory, best->size);
                 pool.held -= best->size;
                 pool.kept.erase(best);
                 ++pool.reused;
-                return taken.memory;
+                return memory;
             }
-            taken.memory = get(size);
-            if (!taken.memory && pool.held) {  // what is kept may be what is missing
+            void* memory = get(size);
+            if (!memory && pool.held) {  // what is kept may be what is missing
                 shrink(0);
-                taken.memory = get(size);
+                memory = get(size);
             }
-            if (taken.memory) {
+            if (memory) {
                 try {
-                    pool.lent.emplace(taken.memory, size);
+                    pool.lent.emplace(memory, size);
                 } catch (...) {
-                    give_back(taken.memory);
+                    give_back(memory);
                     throw;
                 }
             }
-            return taken.memory;
+            return memory;
         } catch (...) {
             return nullptr;
         }
