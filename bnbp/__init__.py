@@ -15,23 +15,38 @@ except ModuleNotFoundError as _error:
 
 from . import reference
 from ._config import __version__, get_include, set_pool_limit, show_config
-from ._results import BatchNormTrainingBackpropResult, BatchNormTrainingResult
+from ._results import (
+    BatchNormStatistics,
+    BatchNormTrainingBackpropResult,
+    BatchNormTrainingBackpropSums,
+    BatchNormTrainingResult,
+)
+from ._statistics import merge_statistics
 from .ops import (
     batch_norm_inference,
     batch_norm_inference_backprop,
     batch_norm_training,
     batch_norm_training_backprop,
+    batch_norm_training_backprop_apply,
+    batch_norm_training_backprop_reduce,
+    batch_norm_training_statistics,
 )
 
 __all__ = [
+    "BatchNormStatistics",
     "BatchNormTrainingBackpropResult",
+    "BatchNormTrainingBackpropSums",
     "BatchNormTrainingResult",
     "__version__",
     "batch_norm_inference",
     "batch_norm_inference_backprop",
     "batch_norm_training",
     "batch_norm_training_backprop",
+    "batch_norm_training_backprop_apply",
+    "batch_norm_training_backprop_reduce",
+    "batch_norm_training_statistics",
     "get_include",
+    "merge_statistics",
     "reference",
     "set_pool_limit",
     "show_config",

@@ -14,7 +14,7 @@ from bnbp import _pool
 from bnbp._isa import load_kernels
 from bnbp._threads import default_num_threads
 
-from cpython.buffer cimport PyBUF_STRIDES, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_STRIDES, PyBuffer_IsContiguous, PyObject_GetBuffer
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.limits cimport INT_MAX
 from libc.stdint cimport int64_t
@@ -77,9 +77,18 @@ cdef extern from "bnbp/batch_norm.hpp" namespace "bnbp" nogil:
         return size > 0 ? (Py_ssize_t)size : 0;
     }
 
+    // What DLPack says of a tensor; the start of a managed one.
+    struct DLTensor {
+        void* data;
+        int32_t device_type, device_id, ndim;
+        uint8_t code, bits;
+        uint16_t lanes;
+    };
+    enum { DL_UINT = 1, DL_BFLOAT = 4 };
+
     // The buffers of one call, given back when it ends, however it ends.
     struct Buffers {
-        Py_buffer views[9];  // six inputs and three outputs
+        Py_buffer views[11];  // eight inputs and three outputs
         int count = 0;
         ~Buffers() { while (count > 0) PyBuffer_Release(&views[--count]); }
     };
@@ -88,11 +97,20 @@ cdef extern from "bnbp/batch_norm.hpp" namespace "bnbp" nogil:
     int cpu_supports "::cpu_supports"(const char* level)
     Py_ssize_t l2_cache_size "::l2_cache_size"()
 
+    struct DLTensor "::DLTensor":
+        unsigned char code
+        unsigned char bits
+
+    const int DL_UINT "::DL_UINT"
+    const int DL_BFLOAT "::DL_BFLOAT"
+
     cppclass Buffers "::Buffers":
         Py_buffer* views
         int count
 
     enum class ElementType:
+        f16
+        bf16
         f32
         f64
         other
@@ -119,6 +137,15 @@ cdef extern from "bnbp/batch_norm.hpp" namespace "bnbp::op" nogil:
     cppclass BatchNormTrainingBackprop(BatchNormBase):
         BatchNormTrainingBackprop(double epsilon, int64_t channel_axis) except +raise_python
 
+    cppclass BatchNormTrainingStatistics(BatchNormBase):
+        BatchNormTrainingStatistics(int64_t channel_axis) except +raise_python
+
+    cppclass BatchNormTrainingBackpropReduce(BatchNormBase):
+        BatchNormTrainingBackpropReduce(int64_t channel_axis) except +raise_python
+
+    cppclass BatchNormTrainingBackpropApply(BatchNormBase):
+        BatchNormTrainingBackpropApply(int64_t count, double epsilon, int64_t channel_axis) except +raise_python
+
     cppclass BatchNormInference(BatchNormBase):
         BatchNormInference(double epsilon, int64_t channel_axis) except +raise_python
 
@@ -126,25 +153,35 @@ cdef extern from "bnbp/batch_norm.hpp" namespace "bnbp::op" nogil:
         BatchNormInferenceBackprop(double epsilon, int64_t channel_axis) except +raise_python
 
 
-cdef object ndarray = np.ndarray, empty = np.empty, float32 = np.dtype(np.float32), float64 = np.dtype(np.float64)
-cdef object pool_empty = _pool.empty
+cdef object ndarray = np.ndarray, empty = np.empty, empty_like = np.empty_like
+cdef object float16 = np.dtype(np.float16), float32 = np.dtype(np.float32), float64 = np.dtype(np.float64)
 cdef Py_ssize_t POOLED = 1 << 20  # bytes from which a result's memory is kept for the next; smaller ones malloc reuses
-cdef tuple INPUT_NAMES = ("input", "gamma", "beta", "mean", "variance", "normalized_delta")
+cdef tuple TENSORS = ("input", "normalized_delta"), SUMS = ("delta_sum", "delta_centered_sum")
+cdef tuple _BACKPROP = ("input", "gamma", "beta", "mean", "variance", "normalized_delta")
+cdef dict INPUT_NAMES = {
+    "BatchNormTraining": _BACKPROP[:3],
+    "BatchNormTrainingStatistics": _BACKPROP[:1],
+    "BatchNormTrainingBackprop": _BACKPROP,
+    "BatchNormTrainingBackpropReduce": ("input", "mean", "normalized_delta"),
+    "BatchNormTrainingBackpropApply": _BACKPROP + SUMS,
+    "BatchNormInference": _BACKPROP[:5],
+    "BatchNormInferenceBackprop": _BACKPROP,
+}
 
 
-def run(str name, tuple inputs, epsilon, channel_axis, output_mask, out, num_threads):
+def run(str name, tuple inputs, epsilon, channel_axis, output_mask, out, num_threads, count=0):
     """The outputs of the operator `name`, as a list."""
     cdef unique_ptr[BatchNormBase] op
     cdef vector[Tensor] tensors, inferred, outputs
     cdef Buffers buffers
     cdef int threads = threads_of(num_threads)
     cdef Py_ssize_t k
-    op.reset(operator_of(name, epsilon_of(epsilon), axis_of(channel_axis)))
+    cdef tuple names = INPUT_NAMES[name]
+    op.reset(operator_of(name, epsilon_of(epsilon), axis_of(channel_axis), count_of(count)))
 
-    arrays = []
+    arrays = arrays_of(names, inputs)
     tensors.resize(len(inputs))
     for k in range(len(inputs)):
-        arrays.append(array_of(INPUT_NAMES[k], inputs[k], arrays[0] if k else None))
         set_tensor(tensors[k], arrays[k], buffers)
     inferred = op.get().validate_and_infer_types(tensors)
 
@@ -155,22 +192,29 @@ def run(str name, tuple inputs, epsilon, channel_axis, output_mask, out, num_thr
         if not wanted[k]:
             results[k] = None
         elif results[k] is None:
-            # `inferred` says the same of shape and type, but NumPy takes the input's own objects faster.
-            if inferred[k].shape.size() == 1:
-                results[k] = empty(inferred[k].shape[0], arrays[0].dtype)
-            elif buffers.views[0].len < POOLED:
-                results[k] = empty(arrays[0].shape, arrays[0].dtype)
-            else:
-                results[k] = pool_empty(arrays[0].shape, arrays[0].dtype)
+            results[k] = new_result(inferred[k], arrays[0], &buffers.views[0])
         set_tensor(outputs[k], results[k], buffers)
     with nogil:
         op.get().evaluate(outputs, tensors, threads)
+    if name == "BatchNormTrainingStatistics":
+        results.insert(0, arrays[0].size // results[0].size)
     return results
+
+
+cdef object new_result(const Tensor& inferred, input, const Py_buffer* view):
+    """`inferred` says it all, but NumPy takes objects that there are faster. A tensor has the input's axis order."""
+    if inferred.shape.size() > 1:
+        if view.len >= POOLED:
+            return _pool.empty_like(input)
+        return empty(input.shape, input.dtype) if PyBuffer_IsContiguous(view, b"C") else empty_like(input, subok=False)
+    if inferred.element_type == ElementType.f32:
+        return empty(inferred.shape[0], float32)
+    return empty(inferred.shape[0], float64 if inferred.element_type == ElementType.f64 else input.dtype)
 
 
 # ---------------------------------------------------------------- attributes
 
-cdef BatchNormBase* operator_of(str name, double epsilon, int64_t channel_axis) except NULL:
+cdef BatchNormBase* operator_of(str name, double epsilon, int64_t channel_axis, int64_t count) except NULL:
     if name == "BatchNormTraining":
         return new BatchNormTraining(epsilon, channel_axis)
     if name == "BatchNormTrainingBackprop":
@@ -179,6 +223,12 @@ cdef BatchNormBase* operator_of(str name, double epsilon, int64_t channel_axis) 
         return new BatchNormInference(epsilon, channel_axis)
     if name == "BatchNormInferenceBackprop":
         return new BatchNormInferenceBackprop(epsilon, channel_axis)
+    if name == "BatchNormTrainingStatistics":
+        return new BatchNormTrainingStatistics(channel_axis)
+    if name == "BatchNormTrainingBackpropReduce":
+        return new BatchNormTrainingBackpropReduce(channel_axis)
+    if name == "BatchNormTrainingBackpropApply":
+        return new BatchNormTrainingBackpropApply(count, epsilon, channel_axis)
     raise ValueError(f"name: expected an operator, got {name!r}")
 
 
@@ -205,6 +255,11 @@ cdef int64_t axis_of(channel_axis) except? -1:
     return max(min(integer_of("channel_axis", channel_axis), INT_MAX), -INT_MAX)
 
 
+cdef int64_t count_of(count) except? -1:
+    # Beyond 2^53, which no batch reaches, it is not exact as a float64; the operator refuses what is negative.
+    return max(min(integer_of("count", count), 1 << 53), -(1 << 53))
+
+
 cdef int threads_of(num_threads) except? -1:
     if num_threads is None:
         return 0
@@ -213,38 +268,108 @@ cdef int threads_of(num_threads) except? -1:
 
 # ---------------------------------------------------------------- tensors
 
-cdef object array_of(str name, value, first):
-    """An array of anything that has a buffer, `__array__` or `__dlpack__`, is a list of numbers, or is None.
+cdef list arrays_of(tuple names, tuple values):
+    """An array for each operand, or None.
 
-    A list has no type of its own and takes that of `input`; as the input itself it is float64.
+    A list has no type of its own. It takes that of the input or, if it is for the channels, that of the first array
+    that is; as the input itself it is float64, and so are sums.
     """
-    if type(value) is ndarray or value is None:
-        return value
+    cdef list arrays = [], lists = None
+    cdef Py_ssize_t k
+    for k in range(len(values)):
+        value = array = values[k]
+        if type(value) is not ndarray and value is not None:
+            array = array_of(names[k], value)
+            if isinstance(value, (list, tuple, int, float)) and array.dtype.kind in "iuf":
+                lists = lists or []
+                lists.append(k)
+        arrays.append(array)
+    if lists is not None:
+        own = [array.dtype for k, array in enumerate(arrays)
+               if array is not None and k not in lists and names[k] not in TENSORS + SUMS]
+        for k in lists:
+            dtype = float64
+            if k > 0 and names[k] not in SUMS:
+                dtype = own[0] if own and names[k] not in TENSORS else arrays[0].dtype
+            arrays[k] = arrays[k].astype(float64 if element_type(dtype) == ElementType.other else dtype)
+    return arrays
+
+
+cdef object array_of(str name, value):
+    """An array of anything that has a buffer, `__array__` or `__dlpack__`, or is a list of numbers."""
+    cdef bint dlpack = hasattr(value, "__dlpack__")
     try:
-        if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
-            return np.from_dlpack(value)
-        array = np.asarray(value)
+        device = value.__dlpack_device__()[0] if dlpack else CPU
+        if device in HOSTS:
+            if dlpack and not hasattr(value, "__array__"):
+                return from_dlpack(value)
+            try:
+                return np.asarray(value)
+            except TypeError:  # what PyTorch says of bfloat16
+                if not dlpack:
+                    raise
+                return from_dlpack(value)
     except MemoryError:
         raise
     except Exception as error:
         raise TypeError(f"{name}: expected an array, got {type(value).__name__}: {error}") from error
-    if isinstance(value, (list, tuple, int, float)) and array.dtype.kind in "iuf":
-        return array.astype(float32 if first is not None and first.dtype == float32 else float64)
-    return array
+    raise TypeError(f"{name}: expected a tensor in the CPU's memory, got {type(value).__name__} on "
+                    f"{DEVICES.get(device, f'device type {device}')}; copy it to the CPU first")
+
+
+# Of DLPack's device types: memory that the CPU reads, its own and that of CUDA's and ROCm's hosts and managed memory.
+cdef int CPU = 1
+cdef tuple HOSTS = (1, 3, 11, 13)
+cdef dict DEVICES = {2: "a CUDA device", 4: "an OpenCL device", 7: "a Vulkan device", 8: "a Metal device",
+                     10: "a ROCm device", 14: "a oneAPI device", 15: "a WebGPU device"}
+
+
+cdef class Exported:
+    """A capsule from somebody's `__dlpack__`, to be taken once."""
+    cdef object capsule
+
+    def __dlpack__(self, **options):
+        return self.capsule
+
+    def __dlpack_device__(self):
+        return CPU, 0
+
+
+cdef object from_dlpack(value):
+    """An array that shares a tensor's memory. NumPy does not know bfloat16, and is told that these are integers."""
+    cdef Exported exported = Exported()
+    cdef DLTensor* tensor
+    try:
+        return np.from_dlpack(value)
+    except Exception:
+        exported.capsule = value.__dlpack__()
+        tensor = <DLTensor*> PyCapsule_GetPointer(exported.capsule, "dltensor")
+        if tensor.code != DL_BFLOAT or tensor.bits != 16:
+            raise
+        from ml_dtypes import bfloat16
+        tensor.code = DL_UINT
+        return np.from_dlpack(exported).view(bfloat16)
+
+
+cdef ElementType element_type(dtype):
+    if dtype is float32 or dtype == float32:
+        return ElementType.f32
+    if dtype is float64 or dtype == float64:
+        return ElementType.f64
+    if dtype is float16 or dtype == float16:
+        return ElementType.f16
+    if dtype.type.__name__ == "bfloat16" and dtype.itemsize == 2:  # of ml_dtypes, without importing it
+        return ElementType.bf16
+    return ElementType.other
 
 
 cdef int set_tensor(Tensor& tensor, array, Buffers& buffers) except -1:
     cdef Py_buffer* view
     if array is None:
         return 0
-    dtype = array.dtype
-    if dtype is float32 or dtype == float32:
-        tensor.element_type = ElementType.f32
-    elif dtype is float64 or dtype == float64:
-        tensor.element_type = ElementType.f64
-    else:
-        tensor.element_type = ElementType.other
-        tensor.type_name = str(dtype).encode()
+    tensor.element_type = element_type(array.dtype)
+    if tensor.element_type == ElementType.other:
+        tensor.type_name = str(array.dtype).encode()
         tensor.shape = array.shape
         return 0
     view = &buffers.views[buffers.count]

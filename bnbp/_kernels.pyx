@@ -65,7 +65,10 @@ from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy, memset
 
 from bnbp.kernels cimport (
+    BNBP_BF16,
+    BNBP_F16,
     BNBP_F32,
+    BNBP_F64,
     BNBP_KERNELS_ABI,
     BNBP_KERNELS_CAPSULE,
     BNBP_NO_MEMORY,
@@ -73,9 +76,16 @@ from bnbp.kernels cimport (
     bnbp_arguments,
     bnbp_kernels,
     bnbp_status,
+    bnbp_type,
 )
 
+cdef extern from "_machine.h" nogil:
+    ctypedef short float16
+    ctypedef unsigned short bfloat16
+
 ctypedef fused real:   # the type of the tensors
+    float16
+    bfloat16
     float
     double
 
@@ -84,13 +94,23 @@ ctypedef fused arith:  # the type that `apply` computes in
     double
 
 cdef extern from "_machine.h" nogil:
+    void VIEW(const float16[:, :, ::1] view, const void* memory, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c, size_t size)
+    void VIEW(const bfloat16[:, :, ::1] view, const void* memory, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c, size_t size)
     void VIEW(const float[:, :, ::1] view, const void* memory, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c, size_t size)
     void VIEW(const double[:, :, ::1] view, const void* memory, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c, size_t size)
     void barrier()
     int team_size()
     void prefetch(const void* address, size_t size)
+    void widen(double* to, const float16* source)
+    void widen(double* to, const bfloat16* source)
     void widen(double* to, const float* source)
-    void widen(double* to, const double* source)
+    void widen(float* to, const float16* source)
+    void widen(float* to, const bfloat16* source)
+    void narrow(float16* to, const float* source)
+    void narrow(bfloat16* to, const float* source)
+    void narrow(float16* to, const double* source)
+    void narrow(bfloat16* to, const double* source)
+    void stream_half_line(void* to, const void* source)
     void stream_line(void* to, const void* source)
     void stream_fence()
     double product_error(double a, double b, double p)
@@ -222,12 +242,7 @@ cdef inline void add_term(double* delta, double* delta_lo, double* product, doub
     """Adds an element to the sums. For statistics the deviation x - mean takes the place of dy."""
     cdef Twofold centered, square
     cdef double d, d_lo = 0.0
-    if real is float:
-        centered.hi = x - mean
-        d = centered.hi if statistics else dy
-        delta[0] += d
-        product[0] += d * centered.hi
-    else:
+    if real is double:
         centered = two_sum(x, -mean, unit)
         d = centered.hi if statistics else dy
         square = two_product(d, centered.hi)
@@ -238,14 +253,19 @@ cdef inline void add_term(double* delta, double* delta_lo, double* product, doub
             square.lo += d * centered.lo
         add(delta, delta_lo, d, d_lo, unit)
         add(product, product_lo, square.hi, square.lo, unit)
+    else:
+        centered.hi = x - mean
+        d = centered.hi if statistics else dy
+        delta[0] += d
+        product[0] += d * centered.hi
 
 
 cdef inline void add_part(double* hi, double* lo, double part, double part_lo, real tag) noexcept nogil:
-    """Adds a part of a sum: for float32 plain float64 is enough, see e."""
-    if real is float:
-        hi[0] += part
-    else:
+    """Adds a part of a sum: but for float64, plain float64 is enough, see e."""
+    if real is double:
         add(hi, lo, part, part_lo)
+    else:
+        hi[0] += part
 
 
 cdef inline void add_sums(Sums* sums, double delta, double delta_lo, double product, double product_lo, real tag
@@ -292,6 +312,8 @@ cdef struct Plan:
     bint fused             # a unit is applied to while the next one is reduced
     bint far               # the data is not in L2: it is asked for ahead
     bint streams           # the output is written past the caches
+    bint tiled             # the tensors are gathered, a tile at a time
+    Py_ssize_t scratch     # bytes for the tiles of a thread
     int team
 
 
@@ -303,7 +325,7 @@ cdef struct Task:          # a chunk of some channels: `rows` rows of `length` e
 
 cdef Plan plan_of(const bnbp_arguments* a, Operator operator, bint reduces, bint applies, bint in_place) noexcept nogil:
     cdef Plan p
-    cdef Py_ssize_t size = 4 if a.type == BNBP_F32 else 8
+    cdef Py_ssize_t size = 8 if a.type == BNBP_F64 else 4 if a.type == BNBP_F32 else 2
     cdef Py_ssize_t bytes_read = size * (1 if operator == TRAINING else 2)
     cdef Py_ssize_t l2 = kernels_.l2_size, elements = a.n * a.c * a.s, group, most
     p.operator = operator
@@ -316,6 +338,8 @@ cdef Plan plan_of(const bnbp_arguments* a, Operator operator, bint reduces, bint
     p.merge = p.per_run = p.width = p.length = 1
     p.chunks = p.chunk_rows = 0
     p.shared = p.fused = False
+    p.tiled = elements and a.lengths is not NULL
+    p.scratch = 0
 
     # What decides about bits: a function of the shape alone.
     if elements and p.runs:
@@ -340,7 +364,9 @@ cdef Plan plan_of(const bnbp_arguments* a, Operator operator, bint reduces, bint
 
     # What decides about speed: caches and threads.
     p.unit = p.c
-    if elements and p.runs:
+    if p.tiled:
+        plan_tiles(&p, size)
+    elif elements and p.runs:
         plan_runs(&p, a.n * a.s * bytes_read, 64 // size)
     elif elements:
         plan_rows(&p, a.n * a.s * bytes_read)
@@ -395,6 +421,18 @@ cdef inline void plan_rows(Plan* p, Py_ssize_t channel) noexcept nogil:
     p.shared = p.team > 1
 
 
+cdef inline void plan_tiles(Plan* p, Py_ssize_t size) noexcept nogil:
+    """Tiles of one chunk: as many channels as leave room in L2."""
+    cdef Py_ssize_t length = min(p.length, p.s) if p.runs else p.s
+    cdef Py_ssize_t channel = 2 * size * min(p.chunk_rows, p.n) * length
+    cdef Py_ssize_t most = WIDTH if p.runs else p.c if p.merge > 1 else SPAN // p.s
+    p.width = min(max(kernels_.l2_size // 2 // channel, 1), most, p.c)
+    if p.merge > 1:  # rows of all channels
+        p.width = p.c
+    p.scratch = p.width * channel + 64
+    p.shared = p.team > 1
+
+
 cdef inline Task task_of(const Plan* p, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t index) noexcept nogil:
     """Task `index` of short runs in the unit of channels [c0, c1), in the order of memory."""
     cdef Task t
@@ -432,15 +470,15 @@ cdef inline void add_lanes(const real* x, const real* dy, const double* mean, Py
     """Adds LANES elements side by side to their sums; `each` has its own mean (1), or all the same (0)."""
     cdef double[LANES] xs, dys
     cdef Py_ssize_t lane
-    if real is float:
-        widen(xs, x)
-        widen(dys, x if statistics else dy)
+    if real is double:
         for lane in range(16):  # literal bounds: with an enum GCC keeps the lanes in memory
-            add_term(&delta[lane], &delta_lo[lane], &product[lane], &product_lo[lane], xs[lane], dys[lane],
+            add_term(&delta[lane], &delta_lo[lane], &product[lane], &product_lo[lane], x[lane], dy[lane],
                      mean[lane * each], statistics, unit, <real> 0)
     else:
+        widen(xs, x)
+        widen(dys, x if statistics else dy)
         for lane in range(16):
-            add_term(&delta[lane], &delta_lo[lane], &product[lane], &product_lo[lane], x[lane], dy[lane],
+            add_term(&delta[lane], &delta_lo[lane], &product[lane], &product_lo[lane], xs[lane], dys[lane],
                      mean[lane * each], statistics, unit, <real> 0)
 
 
@@ -633,51 +671,77 @@ cdef inline void finish_chunk(Sums* sums, double shift, double count) noexcept n
 
 # ---------------------------------------------------------------- apply
 
+cdef inline Py_ssize_t line_of(real tag) noexcept nogil:
+    """Elements of a line: whole cache lines, and whole lanes."""
+    return max(LANES, 64 // <Py_ssize_t> sizeof(real))
+
+
+cdef inline Py_ssize_t past(const real* address, Py_ssize_t count) noexcept nogil:
+    """Elements from where a line, or half of one, of `count` elements starts to an address in it."""
+    return <uintptr_t> address % (count * sizeof(real)) // sizeof(real)
+
+
 cdef inline Py_ssize_t past_line(const real* address) noexcept nogil:
-    """Elements from the start of its line to an address; a line is LANES elements, and whole cache lines."""
-    return <uintptr_t> address % (LANES * sizeof(real)) // sizeof(real)
+    return past(address, line_of(<real> 0))
 
 
-cdef inline void put_line(real* to, const real* line, bint streams) noexcept nogil:
-    """Writes LANES elements from registers: whole cache lines past the caches, or anywhere into them."""
-    if streams:
-        stream_line(to, line)
-        if real is double:
-            stream_line(to + 8, line + 8)
+cdef inline void apply_lanes(const real* x, const real* dy, real* to, const arith* a, const arith* b, const arith* c,
+                             const arith* d, Py_ssize_t each, bint normalize, bint streams) noexcept nogil:
+    """LANES elements: `each` has its own coefficients (1), or all the same (0). Past the caches or into them."""
+    cdef real[LANES] lanes
+    cdef arith[LANES] xs, dys, results
+    cdef Py_ssize_t lane
+    if real is float or real is double:
+        for lane in range(16):
+            lanes[lane] = <real> value(<arith> x[lane], <arith> dy[lane], a[lane * each], b[lane * each],
+                                       c[lane * each], d[lane * each], normalize)
     else:
-        memcpy(to, line, LANES * sizeof(real))
+        widen(xs, x)
+        widen(dys, x if normalize else dy)
+        for lane in range(16):
+            results[lane] = value(xs[lane], dys[lane], a[lane * each], b[lane * each], c[lane * each], d[lane * each],
+                                  normalize)
+        narrow(lanes, results)
+    if not streams:
+        memcpy(to, lanes, LANES * sizeof(real))
+    elif real is double:
+        stream_line(to, lanes)
+        stream_line(to + 8, lanes + 8)
+    elif real is float:
+        stream_line(to, lanes)
+    else:
+        stream_half_line(to, lanes)
 
 
 cdef inline void apply_lines(const real* x, const real* dy, real* to, Py_ssize_t count, Py_ssize_t ahead,
                              const Channel* channel, bint normalize, bint streams, arith tag) noexcept nogil:
-    """Whole lines of a run. Asks for what comes `ahead` elements later."""
+    """Whole lanes of a run. Asks for what comes `ahead` elements later."""
     cdef arith a = <arith> channel.a, b = <arith> channel.b, c = <arith> channel.c, d = <arith> channel.d
-    cdef real[LANES] line
-    cdef Py_ssize_t i, lane
+    cdef Py_ssize_t i
     for i in range(0, count, 16):
         look_ahead(x + i, dy + i, ahead, not normalize)
-        for lane in range(16):
-            line[lane] = <real> value(<arith> x[i + lane], <arith> dy[i + lane], a, b, c, d, normalize)
-        put_line(to + i, line, streams)
+        apply_lanes(x + i, dy + i, to + i, &a, &b, &c, &d, 0, normalize, streams)
 
 
 cdef inline void apply_border(const real* x, const real* dy, real* to, Py_ssize_t border, const Channel* left,
-                              bint normalize, bint streams, real tag) noexcept nogil:
-    """A line of two channels, the second of which begins at element `border`."""
+                              bint normalize, bint streams, arith tag) noexcept nogil:
+    """The lanes of two channels, the second of which begins at element `border`."""
     cdef const Channel* right = left + 1
-    cdef real a = <real> left.a, b = <real> left.b, c = <real> left.c, d = <real> left.d
-    cdef real e = <real> right.a, f = <real> right.b, g = <real> right.c, h = <real> right.d
-    cdef real[LANES] line
+    cdef arith a = <arith> left.a, b = <arith> left.b, c = <arith> left.c, d = <arith> left.d
+    cdef arith e = <arith> right.a, f = <arith> right.b, g = <arith> right.c, h = <arith> right.d
+    cdef arith[LANES] first, second, third, fourth
     cdef Py_ssize_t lane
     for lane in range(16):
-        line[lane] = value(x[lane], dy[lane], a if lane < border else e, b if lane < border else f,
-                           c if lane < border else g, d if lane < border else h, normalize)
-    put_line(to, line, streams)
+        first[lane] = a if lane < border else e
+        second[lane] = b if lane < border else f
+        third[lane] = c if lane < border else g
+        fourth[lane] = d if lane < border else h
+    apply_lanes(x, dy, to, first, second, third, fourth, 1, normalize, streams)
 
 
 cdef inline void apply_rest(const real* x, const real* dy, real* to, Py_ssize_t count, const Channel* channel,
                             bint normalize, arith tag) noexcept nogil:
-    """Less than a line."""
+    """Less than the lanes."""
     cdef arith a = <arith> channel.a, b = <arith> channel.b, c = <arith> channel.c, d = <arith> channel.d
     cdef Py_ssize_t i
     for i in range(count):
@@ -692,29 +756,32 @@ cdef inline void apply_part(const real* x, const real* dy, real* to, Py_ssize_t 
                             const Channel* channels, bint normalize, bint streams, Cursor* cursor) noexcept nogil:
     cdef Py_ssize_t i = cursor.at, end = cursor.end, count, odd
     cdef const Channel* channel = channels + cursor.q
-    cdef bint native
+    cdef bint single
     while i < stop:
         if i == end:
             channel += 1
             end += s
-        native = real is double or channel.in_range
+        single = real is not double and channel.in_range
         count = min(end, stop) - i
-        odd = past_line(to + i) if streams else 0
+        odd = past(to + i, LANES) if streams else 0
         if odd == 0 and count >= LANES:
             count -= count % LANES
-            if native:
-                apply_lines(x + i, dy + i, to + i, count, ahead, channel, normalize, streams, <real> 0)
+            if single:
+                apply_lines(x + i, dy + i, to + i, count, ahead, channel, normalize, streams, <float> 0)
             else:
                 apply_lines(x + i, dy + i, to + i, count, ahead, channel, normalize, streams, <double> 0)
-        elif odd == 0 and stop - i >= LANES and native and (real is double or channel[1].in_range):
-            apply_border(x + i, dy + i, to + i, count, channel, normalize, streams, <real> 0)
+        elif odd == 0 and stop - i >= LANES and (real is double or (single and channel[1].in_range)):
+            if single:
+                apply_border(x + i, dy + i, to + i, count, channel, normalize, streams, <float> 0)
+            else:
+                apply_border(x + i, dy + i, to + i, count, channel, normalize, streams, <double> 0)
             count = LANES
             channel += 1
             end += s
         else:
             count = min(count, LANES - odd)
-            if native:
-                apply_rest(x + i, dy + i, to + i, count, channel, normalize, <real> 0)
+            if single:
+                apply_rest(x + i, dy + i, to + i, count, channel, normalize, <float> 0)
             else:
                 apply_rest(x + i, dy + i, to + i, count, channel, normalize, <double> 0)
         i += count
@@ -733,16 +800,12 @@ cdef void apply_block(const real* x, const real* dy, real* to, Py_ssize_t stop, 
 cdef inline void apply_row(const real* x, const real* dy, real* to, const arith* a, const arith* b, const arith* c,
                            const arith* d, Py_ssize_t count, Py_ssize_t ahead, bint normalize, bint streams
                            ) noexcept nogil:
-    """A part of a row: whole lines, unless it is less than one. Asks for what comes `ahead` elements later."""
-    cdef real[LANES] line
-    cdef Py_ssize_t i, lane, whole_lines = count - count % LANES
-    for i in range(0, whole_lines, 16):
+    """A part of a row: whole lanes, unless it is less. Asks for what comes `ahead` elements later."""
+    cdef Py_ssize_t i, whole_lanes = count - count % LANES
+    for i in range(0, whole_lanes, 16):
         look_ahead(x + i, dy + i, ahead, not normalize)
-        for lane in range(16):
-            line[lane] = <real> value(<arith> x[i + lane], <arith> dy[i + lane], a[i + lane], b[i + lane], c[i + lane],
-                                      d[i + lane], normalize)
-        put_line(to + i, line, streams)
-    for i in range(whole_lines, count):
+        apply_lanes(x + i, dy + i, to + i, a + i, b + i, c + i, d + i, 1, normalize, streams)
+    for i in range(whole_lanes, count):
         to[i] = <real> value(<arith> x[i], <arith> dy[i], a[i], b[i], c[i], d[i], normalize)
 
 
@@ -758,15 +821,16 @@ cdef void apply_rows(
     arith tag,
 ) noexcept nogil:
     """A task of short runs: each position of a row has its coefficients."""
-    cdef arith[POSITIONS + 2 * LANES] a, b, c, d
+    cdef arith[POSITIONS + 2 * 32] a, b, c, d  # a line more at either end
     cdef const real* x0 = &x[t.n0, 0, 0]
     cdef const real* dy0 = &dy[t.n0, 0, 0]
     cdef real* dx0 = <real*> &dx[t.n0, 0, 0]
     cdef Channel ch
     cdef bint joined = whole_lines and t.pitch == t.length   # the rows follow each other in memory
     cdef Py_ssize_t first = t.c0 * p.s, last = t.c1 * p.s, row, length, following, i, count, position, q, left
+    cdef Py_ssize_t line = line_of(<real> 0)
     cdef Py_ssize_t ahead = 0 if not p.far else AHEAD // <Py_ssize_t> sizeof(real) if joined else t.pitch
-    if whole_lines and p.streams and p.merge == 1 and p.unit == p.c and t.pitch % LANES == 0:
+    if whole_lines and p.streams and p.merge == 1 and p.unit == p.c and t.pitch % line == 0:
         if t.c0 > 0:
             first -= past_line(dx0 + first)
         if t.c1 < p.c:
@@ -775,7 +839,7 @@ cdef void apply_rows(
     # The coefficients of the positions, and those that a line finds past the end of a row: the next row's.
     q = first // p.s
     left = (q + 1) * p.s - first
-    for position in range(t.length + LANES):
+    for position in range(t.length + line):
         if left == 0:
             left = p.s
             q = t.c0 if q + 1 == (t.c1 if joined else p.c) else q + 1
@@ -790,12 +854,12 @@ cdef void apply_rows(
         length = t.length if row + 1 < t.rows else t.last
         following = 0 if row + 1 == t.rows else t.length if row + 2 < t.rows else t.last
         if p.streams:  # up to where a line begins
-            count = min((LANES - past_line(dx0 + i)) % LANES, length - i)
+            count = min((line - past_line(dx0 + i)) % line, length - i)
             apply_row(x0 + i, dy0 + i, dx0 + i, a + i, b + i, c + i, d + i, count, 0, normalize, False)
             i += count
-        count = (length - i) // LANES * LANES
-        if joined and following >= LANES and i + count < length:
-            count += LANES  # the line that goes on in the next row
+        count = (length - i) // line * line
+        if joined and following >= line and i + count < length:
+            count += line  # the line that goes on in the next row
         apply_row(x0 + i, dy0 + i, dx0 + i, a + i, b + i, c + i, d + i, count, ahead, normalize, p.streams)
         i += count
         if i < length:
@@ -923,30 +987,53 @@ cdef inline void set_coefficients(Channel* ch, double a, double b, double c, dou
 
 cdef inline void normalize_with(Channel* ch, Twofold mean, double scale, double beta, real tag) noexcept nogil:
     """The mean is subtracted in two steps, so that a float32 difference keeps what the mean has beyond float32."""
-    cdef double hi = <real> mean.hi
+    cdef double hi = mean.hi if real is double else <float> mean.hi
     set_coefficients(ch, hi, (mean.hi - hi) + mean.lo, scale, beta)
 
 
 cdef inline Twofold inverse_std(double variance, double epsilon, real tag) noexcept nogil:
     """1 / sqrt(variance + epsilon); for float64 with what it has rounded off."""
     cdef Twofold r
-    if real is float:
-        r.hi, r.lo = 1.0 / sqrt(variance + epsilon), 0.0
-    else:
+    if real is double:
         r = inverse_square_root(two_sum(variance, epsilon))
+    else:
+        r.hi, r.lo = 1.0 / sqrt(variance + epsilon), 0.0
     return r
 
 
 cdef inline double scale_of(double gamma, Twofold inv_std, real tag) noexcept nogil:
     """gamma * inv_std, rounded once."""
-    if real is float:
-        return gamma * inv_std.hi
-    else:
+    if real is double:
         return times(inv_std, whole(gamma, 0.0)).hi
+    else:
+        return gamma * inv_std.hi
 
 
-cdef inline double parameter(const real* vector, Py_ssize_t c, double absent) noexcept nogil:
-    return absent if vector is NULL else vector[c]
+cdef double number(const void* vector, Py_ssize_t c, bnbp_type type, double absent) noexcept nogil:
+    """Element `c` of a vector that may be left out."""
+    if vector is NULL:
+        return absent
+    if type == BNBP_F32:
+        return (<const float*> vector)[c]
+    if type == BNBP_F64:
+        return (<const double*> vector)[c]
+    if type == BNBP_F16:
+        return (<const float16*> vector)[c]
+    return (<const bfloat16*> vector)[c]
+
+
+cdef void put(void* vector, Py_ssize_t c, bnbp_type type, double value) noexcept nogil:
+    """Sets element `c` of a vector that may be left out, rounding once."""
+    if vector is NULL:
+        return
+    if type == BNBP_F32:
+        (<float*> vector)[c] = <float> value
+    elif type == BNBP_F64:
+        (<double*> vector)[c] = value
+    elif type == BNBP_F16:
+        (<float16*> vector)[c] = <float16> value
+    else:
+        (<bfloat16*> vector)[c] = <bfloat16> value
 
 
 cdef void combine(
@@ -984,30 +1071,38 @@ cdef void finish(const bnbp_arguments* a, const Plan* p, Sums sums, Channel* ch,
                  ) noexcept nogil:
     """One channel: prepare `apply`, and write its outputs."""
     cdef Twofold mean, delta, product, inv_std
-    cdef double m = <double> p.n * p.s, scale
-    cdef double gamma = parameter(<const real*> a.gamma, c, 1.0), beta = parameter(<const real*> a.beta, c, 0.0)
+    cdef bnbp_type type = a.parameter_type
+    cdef double m = a.count, scale, m2
+    cdef double gamma = number(a.gamma, c, type, 1.0), beta = number(a.beta, c, type, 0.0)
     if p.operator == TRAINING:
         mean = whole(sums.delta, sums.delta_lo)
-        product = whole(max(sums.product + sums.product_lo, 0.0) / m, 0.0)
+        m2 = max(sums.product + sums.product_lo, 0.0)
+        product = whole(m2 / m, 0.0)
         if m == 0:
             mean.hi = product.hi = NAN  # the mean of nothing
-        if writes and a.batch_mean is not NULL:
-            (<real*> a.batch_mean)[c] = <real> mean.hi
-        if writes and a.batch_variance is not NULL:
-            (<real*> a.batch_variance)[c] = <real> product.hi
+        if writes:
+            put(a.batch_mean, c, type, mean.hi)
+            put(a.batch_variance, c, type, product.hi)
+            put(a.statistics_mean, c, BNBP_F64, mean.hi)
+            put(a.statistics_m2, c, BNBP_F64, m2)
         scale = scale_of(gamma, inverse_std(product.hi, a.epsilon, tag), tag)
         normalize_with(ch, mean, scale, beta, tag)
         return
 
     delta, product = whole(sums.delta, sums.delta_lo), whole(sums.product, sums.product_lo)
-    inv_std = inverse_std((<const real*> a.variance)[c], a.epsilon, tag)
+    if a.delta_sum is not NULL:
+        delta = whole(number(a.delta_sum, c, BNBP_F64, 0.0), 0.0)
+        product = whole(number(a.delta_centered_sum, c, BNBP_F64, 0.0), 0.0)
+    if writes:
+        put(a.reduced_delta, c, BNBP_F64, delta.hi)
+        put(a.reduced_product, c, BNBP_F64, product.hi)
+    inv_std = inverse_std(number(a.variance, c, type, 1.0), a.epsilon, tag)
     scale = scale_of(gamma, inv_std, tag)
     if m:  # without elements the sums are 0 even where inv_std is infinite
         product = times(product, inv_std)
-    if writes and a.gamma_delta is not NULL:
-        (<real*> a.gamma_delta)[c] = <real> product.hi
-    if writes and a.beta_delta is not NULL:
-        (<real*> a.beta_delta)[c] = <real> delta.hi
+    if writes:
+        put(a.gamma_delta, c, type, product.hi)
+        put(a.beta_delta, c, type, delta.hi)
 
     mean.hi, mean.lo = ch.mean, 0.0
     if p.operator == BACKPROP:
@@ -1018,21 +1113,134 @@ cdef void finish(const bnbp_arguments* a, const Plan* p, Sums sums, Channel* ch,
         set_coefficients(ch, 0.0, 0.0, scale, -0.0)
 
 
+# ---------------------------------------------------------------- tiles: tensors that are not dense in this order
+
+cdef struct Tile:          # some rows and positions of some channels, and where their elements are
+    Py_ssize_t n0, rows
+    Py_ssize_t c0, width
+    Py_ssize_t s0, length
+
+
+cdef inline Py_ssize_t offset_of(Py_ssize_t index, const Py_ssize_t* lengths, const Py_ssize_t* strides, int axes
+                                 ) noexcept nogil:
+    """Bytes from the first element to that of a number, counted along some axes."""
+    cdef Py_ssize_t offset = 0
+    cdef int axis
+    for axis in range(axes - 1, -1, -1):
+        offset += index % lengths[axis] * strides[axis]
+        index //= lengths[axis]
+    return offset
+
+
+cdef inline void move_elements(real* packed, char* memory, Py_ssize_t count, Py_ssize_t stride, bint gathers
+                               ) noexcept nogil:
+    """Elements with a distance in bytes, to or from their places side by side. They need not be aligned."""
+    cdef Py_ssize_t i
+    if stride == sizeof(real):
+        memcpy(packed if gathers else <void*> memory, memory if gathers else <const void*> packed, count * sizeof(real))
+    elif gathers:
+        for i in range(count):
+            memcpy(packed + i, memory + i * stride, sizeof(real))
+    else:
+        for i in range(count):
+            memcpy(memory + i * stride, packed + i, sizeof(real))
+
+
+cdef void move_tile(real* packed, void* tensor, const Py_ssize_t* strides, const bnbp_arguments* a, const Tile* t,
+                    bint gathers) noexcept nogil:
+    """Gathers a tile of a tensor, or scatters it; `packed` has the shape (rows, width, length)."""
+    cdef const Py_ssize_t* inner = a.lengths + a.before
+    cdef Py_ssize_t run = inner[a.after - 1] if a.after else 1
+    cdef Py_ssize_t step = strides[a.before + a.after - 1] if a.after else <Py_ssize_t> sizeof(real)
+    cdef Py_ssize_t pitch = strides[a.before + a.after], n, s, c, count
+    cdef char* row
+    cdef char* place
+    for n in range(t.n0, t.n0 + t.rows):
+        row = <char*> tensor + offset_of(n, a.lengths, strides, a.before) + t.c0 * pitch
+        s = t.s0
+        while s < t.s0 + t.length:
+            place = row + offset_of(s, inner, strides + a.before, a.after)
+            if t.length == 1:
+                move_elements(packed, place, t.width, pitch, gathers)
+                break
+            # The elements of neighbouring channels may share cache lines, which are in L1 until the last has its turn.
+            count = min(run - s % run, t.s0 + t.length - s)
+            if step != sizeof(real):
+                count = min(count, BLOCK)
+            for c in range(t.width):
+                move_elements(packed + c * t.length + s - t.s0, place + c * pitch, count, step, gathers)
+            s += count
+        packed += t.width * t.length
+
+
+cdef void tile_task(const bnbp_arguments* a, real* scratch, void* output, const Channel* channels,
+                    double[:, :, ::1]& partial, const Plan* p, Py_ssize_t index, bint reduces) noexcept nogil:
+    """Reduces a chunk of some channels, or applies to it: in a copy that is no larger, as a batch of its own."""
+    cdef Plan q = p[0]
+    cdef Tile t
+    cdef Py_ssize_t segments = (p.c + p.width - 1) // p.width, chunk = index // segments
+    cdef bint from_dy = p.operator == INFERENCE_BACKPROP and not reduces
+    cdef bint from_x = p.operator == TRAINING or p.operator == INFERENCE
+    cdef const real[:, :, ::1] x = None, dy = None
+    cdef double[:, :, ::1] sums = None
+    cdef real* second
+    t.n0, t.s0 = chunk // p.per_run * p.chunk_rows, chunk % p.per_run * p.length
+    t.rows = min(p.chunk_rows, p.n - t.n0)
+    t.length = min(p.length, p.s - t.s0) if p.runs else p.s
+    t.c0 = index % segments * p.width
+    t.width = min(p.width, p.c - t.c0)
+    q.n, q.c, q.s = q.chunk_rows, q.unit, q.length = t.rows, t.width, t.length
+    q.width = t.width
+    q.chunks = q.per_run = q.units = 1
+    q.far = q.streams = q.fused = q.tiled = False
+
+    second = scratch + t.rows * t.width * t.length
+    if not from_dy:
+        move_tile(scratch, <void*> a.input, a.input_strides, a, &t, True)
+    if not from_x:
+        move_tile(second, <void*> a.normalized_delta, a.normalized_delta_strides, a, &t, True)
+    VIEW(x, second if from_dy else scratch, t.rows, t.width, t.length, sizeof(real))
+    VIEW(dy, scratch if from_x else second, t.rows, t.width, t.length, sizeof(real))
+    channels += t.c0
+    if reduces:
+        VIEW(sums, &partial[chunk, t.c0, 0], 1, t.width, 4, sizeof(double))
+        if p.runs:
+            sweep(x, dy, x, channels, sums, &q, 0, 0, 0, 0, t.width, False, False)
+        else:
+            reduce_task(x, dy, channels, sums, &q, task_of(&q, 0, t.width, 0))
+        return
+    if p.runs:
+        sweep(x, dy, x, channels, sums, &q, 0, 0, t.width, 0, 0, False, False)
+    else:
+        apply_task(x, dy, x, channels, &q, task_of(&q, 0, t.width, 0), p.operator != BACKPROP)
+    move_tile(<real*> &x[0, 0, 0], output, a.output_strides, a, &t, False)
+
+
 # ---------------------------------------------------------------- the schedule
 
-cdef void pass_share(const real[:, :, ::1]& x, const real[:, :, ::1]& dy, const real[:, :, ::1]& dx,
-                     const Channel* channels, double[:, :, ::1]& partial, const Plan* p, Py_ssize_t applied,
-                     Py_ssize_t reduced, bint follows, bint followed, int thread, int team) noexcept nogil:
+cdef struct Memory:        # what a call works on besides its arguments
+    void* output
+    Channel* channels      # (C), or one for each thread
+    char* scratch          # one for each thread, if there are tiles
+
+
+cdef void pass_share(const bnbp_arguments* a, const real[:, :, ::1]& x, const real[:, :, ::1]& dy,
+                     const real[:, :, ::1]& dx, const Channel* channels, const Memory* memory,
+                     double[:, :, ::1]& partial, const Plan* p, Py_ssize_t applied, Py_ssize_t reduced, bint follows,
+                     bint followed, int thread, int team) noexcept nogil:
     """What `thread` does of a pass that applies to one unit and reduces another; `p.units` is the empty one."""
     cdef Py_ssize_t a0 = min(applied * p.unit, p.c), a1 = min(a0 + p.unit, p.c)
     cdef Py_ssize_t r0 = min(reduced * p.unit, p.c), r1 = min(r0 + p.unit, p.c)
-    cdef Py_ssize_t segments = 1 if p.runs else (max(a1 - a0, r1 - r0) + p.width - 1) // p.width
+    cdef Py_ssize_t segments = 1 if p.runs and not p.tiled else (max(a1 - a0, r1 - r0) + p.width - 1) // p.width
     cdef Py_ssize_t tasks = p.chunks * segments
     cdef Py_ssize_t first = tasks * thread // team, last = tasks * (thread + 1) // team, index, k
     for k in range(first, last):
         # What a thread has reduced last is in its cache for certain, and applied to first.
         index = k if r0 < r1 or not p.reduces else first + last - 1 - k
-        if p.runs:
+        if p.tiled:
+            tile_task(a, <real*> (memory.scratch + thread * p.scratch), memory.output, channels, partial, p, index,
+                      r0 < r1)
+        elif p.runs:
             sweep(x, dy, dx, channels, partial, p, index, a0, a1, r0, r1, follows, followed)
         elif r0 < r1:
             reduce_task(x, dy, channels, partial, p, task_of(p, r0, r1, index))
@@ -1057,16 +1265,15 @@ cdef void finish_share(const bnbp_arguments* a, Channel* channels, const double[
 
 
 cdef void run_units(const bnbp_arguments* a, const real[:, :, ::1]& x, const real[:, :, ::1]& dy,
-                    const real[:, :, ::1]& dx, Channel* channels, double[:, :, ::1]& partial, const Plan* p,
+                    const real[:, :, ::1]& dx, const Memory* memory, double[:, :, ::1]& partial, const Plan* p,
                     Py_ssize_t first, Py_ssize_t last, int thread, int team) noexcept nogil:
     """The units [first, last), from start to end, as one of the `team` that works on each."""
     cdef Py_ssize_t unit
-    if p.private:
-        channels += thread * p.c
+    cdef Channel* channels = memory.channels + (thread * p.c if p.private else 0)
     for unit in range(first, last):
         if p.reduces:
-            pass_share(x, dy, dx, channels, partial, p, unit - 1 if p.fused and unit > first else p.units, unit,
-                       unit - 1 > first, True, thread, team)
+            pass_share(a, x, dy, dx, channels, memory, partial, p, unit - 1 if p.fused and unit > first else p.units,
+                       unit, unit - 1 > first, True, thread, team)
             if team > 1:
                 barrier()
         if p.private:  # each does it for itself, which is faster than to wait once more
@@ -1076,48 +1283,57 @@ cdef void run_units(const bnbp_arguments* a, const real[:, :, ::1]& x, const rea
             if team > 1:
                 barrier()
         if p.applies and (not p.fused or unit + 1 == last):
-            pass_share(x, dy, dx, channels, partial, p, unit, p.units, unit > first, unit + 1 < last, thread, team)
+            pass_share(a, x, dy, dx, channels, memory, partial, p, unit, p.units, unit > first, unit + 1 < last, thread,
+                       team)
     stream_fence()
 
 
 cdef bnbp_status run(const bnbp_arguments* a, Operator operator, const real* input, real* output) noexcept nogil:
     cdef const real[:, :, ::1] x = None, dy = None, dx = None
     cdef double[:, :, ::1] partial = None
-    cdef bint reduces = operator == TRAINING or (
-        operator != INFERENCE and (a.gamma_delta is not NULL or a.beta_delta is not NULL or operator == BACKPROP))
+    cdef bint reduces = a.delta_sum is NULL and operator != INFERENCE and (
+        operator != INFERENCE_BACKPROP or a.gamma_delta is not NULL or a.beta_delta is not NULL)
     cdef bint in_place = output is input or output is a.normalized_delta
-    cdef bint single = operator == BACKPROP and a.n * a.s == 1
+    cdef bint single = operator == BACKPROP and a.count == 1
     cdef Plan p = plan_of(a, operator, reduces, output is not NULL and not single, in_place)
-    cdef Py_ssize_t copies = p.team if p.private else 1
-    cdef void* workspace = malloc((p.chunks if reduces else 0) * p.c * sizeof(Sums) + copies * p.c * sizeof(Channel))
-    cdef Channel* channels = <Channel*> workspace
+    cdef Py_ssize_t copies = p.team if p.private else 1, c
+    cdef Py_ssize_t sums = (p.chunks if reduces else 0) * p.c * sizeof(Sums), each = copies * p.c * sizeof(Channel)
+    cdef char* workspace = <char*> malloc(sums + each + p.team * p.scratch)
+    cdef Memory memory
     cdef const real* second = <const real*> a.normalized_delta
-    cdef Py_ssize_t c
     cdef int thread, team = p.team
     if workspace is NULL:
         return BNBP_NO_MEMORY
+    memory.output, memory.channels, memory.scratch = output, <Channel*> (workspace + sums), workspace + sums + each
     VIEW(x, input, p.n, p.c, p.s, sizeof(real))
     VIEW(dy, input if second is NULL else second, p.n, p.c, p.s, sizeof(real))
     VIEW(dx, output, p.n, p.c, p.s, sizeof(real))
-    VIEW(partial, channels + copies * p.c, p.chunks, p.c, 4, sizeof(double))
+    VIEW(partial, workspace, p.chunks, p.c, 4, sizeof(double))
     if operator != TRAINING:
         for c in range(copies * p.c):
-            channels[c].mean = (<const real*> a.mean)[c % p.c]
+            memory.channels[c].mean = number(a.mean, c % p.c, a.parameter_type, 0.0)
 
     if p.shared:
         with parallel(num_threads=team):
-            run_units(a, x, dy, dx, channels, partial, &p, 0, p.units, threadid(), team_size())
+            run_units(a, x, dy, dx, &memory, partial, &p, 0, p.units, threadid(), team_size())
     elif team > 1:
         for thread in prange(team, num_threads=team, schedule="static", chunksize=1):
-            run_units(a, x, dy, dx, channels, partial, &p, p.units * thread // team, p.units * (thread + 1) // team, 0,
+            run_units(a, x, dy, dx, &memory, partial, &p, p.units * thread // team, p.units * (thread + 1) // team, 0,
                       1)
     else:
-        run_units(a, x, dy, dx, channels, partial, &p, 0, p.units, 0, 1)
+        run_units(a, x, dy, dx, &memory, partial, &p, 0, p.units, 0, 1)
 
-    if single and output is not NULL:  # the normalised value of a single element is beta, whatever it is
-        memset(output, 0, p.c * sizeof(real))
+    if single and output is not NULL and a.n * a.s:  # the normalised value of a single element is beta, whatever it is
+        set_zero(a, output)
     free(workspace)
     return BNBP_OK
+
+
+cdef void set_zero(const bnbp_arguments* a, real* output) noexcept nogil:
+    """One element for each channel."""
+    cdef Py_ssize_t pitch = sizeof(real) if a.lengths is NULL else a.output_strides[a.before + a.after], c
+    for c in range(a.c):
+        memset(<char*> output + c * pitch, 0, sizeof(real))
 
 
 # ---------------------------------------------------------------- the table
@@ -1125,7 +1341,11 @@ cdef bnbp_status run(const bnbp_arguments* a, Operator operator, const real* inp
 cdef bnbp_status run_typed(const bnbp_arguments* a, Operator operator, void* output) noexcept nogil:
     if a.type == BNBP_F32:
         return run(a, operator, <const float*> a.input, <float*> output)
-    return run(a, operator, <const double*> a.input, <double*> output)
+    if a.type == BNBP_F64:
+        return run(a, operator, <const double*> a.input, <double*> output)
+    if a.type == BNBP_F16:
+        return run(a, operator, <const float16*> a.input, <float16*> output)
+    return run(a, operator, <const bfloat16*> a.input, <bfloat16*> output)
 
 
 cdef bnbp_status training(const bnbp_arguments* a) noexcept nogil:

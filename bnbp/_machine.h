@@ -63,8 +63,95 @@ static inline void prefetch(const void* address, size_t bytes) {
 #endif
 }
 
-/* 16 numbers as float64. Where `to` is an array that nothing else looks at, they stay in registers; left to itself, GCC
-   loads a whole register of float32 and takes it apart, which costs a quarter more than to convert while loading. */
+/* The 16-bit types. To Cython they are integers that behave as numbers: read as float32, and rounded once, to nearest
+   with ties to even, when they are made of float32 or float64. The integer code and the instructions give the same
+   bits. */
+static inline uint32_t bits_of(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+static inline float float_of(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* float32 that rounds to any type of at most 22 bits as the float64 would: what is lost makes the last bit odd. */
+static inline float odd_float(double value) {
+    const float nearest = (float)value;
+    const uint32_t bits = bits_of(nearest);
+    if (nearest == value || value != value)
+        return nearest;
+    return float_of((bits - (fabs(nearest) > fabs(value))) | 1);
+}
+
+static inline float float_of_half(uint16_t half) {
+#if defined(__F16C__)
+    return _cvtsh_ss(half);
+#else
+    const uint32_t magnitude = half & 0x7fff, exponent = magnitude >> 10, sign = (uint32_t)(half & 0x8000) << 16;
+    const uint32_t normal = (magnitude << 13) + ((exponent == 31 ? 224u : 112u) << 23);
+    const uint32_t quiet = exponent == 31 && (magnitude & 0x3ff) ? 0x400000 : 0;
+    return float_of((exponent ? normal | quiet : bits_of((float)(int32_t)magnitude * 0x1p-24f)) | sign);
+#endif
+}
+static inline uint16_t half_of_float(float value) {
+#if defined(__F16C__)
+    return (uint16_t)_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT);
+#else
+    const uint32_t bits = bits_of(value), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+    const uint32_t normal = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
+    const uint32_t tiny = bits_of(float_of(magnitude < 0x38800000 ? magnitude : 0) + 0.5f) - 0x3f000000;
+    const uint32_t large = magnitude > 0x7f800000 ? 0x7e00 | (magnitude >> 13 & 0x3ff) : 0x7c00;
+    return (uint16_t)((magnitude < 0x38800000 ? tiny : magnitude < 0x47800000 ? normal : large) | sign);
+#endif
+}
+static inline uint16_t bfloat_of_float(float value) {
+    const uint32_t bits = bits_of(value), rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : rounded);
+}
+
+struct float16 {
+    uint16_t bits;
+    float16() = default;
+    explicit constexpr float16(int) : bits(0) {} /* a tag */
+    explicit float16(float value) : bits(half_of_float(value)) {}
+    explicit float16(double value) : float16(odd_float(value)) {}
+    friend constexpr bool operator<(float16, float16) { return false; } /* Cython asks at compile time whether -1 < 0 */
+    operator float() const { return float_of_half(bits); }
+};
+
+struct bfloat16 {
+    uint16_t bits;
+    bfloat16() = default;
+    explicit constexpr bfloat16(int) : bits(0) {} /* a tag */
+    explicit bfloat16(float value) : bits(bfloat_of_float(value)) {}
+    explicit bfloat16(double value) : bfloat16(odd_float(value)) {}
+    friend constexpr bool operator<(bfloat16, bfloat16) {
+        return false;
+    } /* Cython asks at compile time whether -1 < 0 */
+    operator float() const { return float_of((uint32_t)bits << 16); }
+};
+
+/* 16 numbers in a wider type. Where `to` is an array that nothing else looks at, they stay in registers; left to
+   itself, GCC loads a whole register of float32 and takes it apart, which costs a quarter more than to convert while
+   loading. */
+static inline void widen(float* to, const float16* from) {
+#if defined(__AVX512F__)
+    _mm512_storeu_ps(to, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from)));
+#elif defined(__F16C__)
+    for (int i = 0; i < 16; i += 8)
+        _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(from + i))));
+#else
+    for (int i = 0; i < 16; ++i)
+        to[i] = from[i];
+#endif
+}
+static inline void widen(float* to, const bfloat16* from) {
+    for (int i = 0; i < 16; ++i)
+        to[i] = from[i];
+}
 static inline void widen(double* to, const float* from) {
 #if defined(__AVX512F__)
     for (int i = 0; i < 16; i += 8)
@@ -77,21 +164,63 @@ static inline void widen(double* to, const float* from) {
         to[i] = from[i];
 #endif
 }
-static inline void widen(double* to, const double* from) { memcpy(to, from, 16 * sizeof *to); }
+template <typename Half> static inline void widen_half(double* to, const Half* from) {
+    float single[16];
+    widen(single, from);
+#if defined(__AVX512F__)
+    const __m512 all = _mm512_loadu_ps(single);
+    _mm512_storeu_pd(to, _mm512_cvtps_pd(_mm512_castps512_ps256(all)));
+    _mm512_storeu_pd(to + 8, _mm512_cvtps_pd(_mm512_extractf32x8_ps(all, 1)));
+#else
+    widen(to, single);
+#endif
+}
+static inline void widen(double* to, const float16* from) { widen_half(to, from); }
+static inline void widen(double* to, const bfloat16* from) { widen_half(to, from); }
 
-/* Writes a cache line past the caches: it is then not read before it is written, and does not push out what the other
-   pass still needs. Where `from` is in an array that nothing else looks at, that stays in registers. */
+/* 16 numbers in a 16-bit type. */
+static inline void narrow(float16* to, const float* from) {
+#if defined(__AVX512F__)
+    _mm256_storeu_si256((__m256i*)to, _mm512_cvtps_ph(_mm512_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+    for (int i = 0; i < 16; i += 8)
+        _mm_storeu_si128((__m128i*)(to + i), _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT));
+#else
+    for (int i = 0; i < 16; ++i)
+        to[i] = float16(from[i]);
+#endif
+}
+static inline void narrow(bfloat16* to, const float* from) {
+    for (int i = 0; i < 16; ++i)
+        to[i] = bfloat16(from[i]);
+}
+static inline void narrow(float16* to, const double* from) {
+    for (int i = 0; i < 16; ++i)
+        to[i] = float16(from[i]);
+}
+static inline void narrow(bfloat16* to, const double* from) {
+    for (int i = 0; i < 16; ++i)
+        to[i] = bfloat16(from[i]);
+}
+
+/* Writes a cache line, or half of one, past the caches: it is then not read before it is written, and does not push out
+   what the other pass still needs. Where `from` is in an array that nothing else looks at, that stays in registers. */
+static inline void stream_half_line(void* to, const void* from) {
+#if defined(__AVX__)
+    _mm256_stream_si256((__m256i*)to, _mm256_loadu_si256((const __m256i*)from));
+#elif defined(__SSE2__) || defined(_M_X64)
+    for (int i = 0; i < 2; ++i)
+        _mm_stream_si128((__m128i*)to + i, _mm_loadu_si128((const __m128i*)from + i));
+#else
+    memcpy(to, from, 32);
+#endif
+}
 static inline void stream_line(void* to, const void* from) {
 #if defined(__AVX512F__)
     _mm512_stream_si512((__m512i*)to, _mm512_loadu_si512(from));
-#elif defined(__AVX__)
-    for (int i = 0; i < 2; ++i)
-        _mm256_stream_si256((__m256i*)to + i, _mm256_loadu_si256((const __m256i*)from + i));
-#elif defined(__SSE2__) || defined(_M_X64)
-    for (int i = 0; i < 4; ++i)
-        _mm_stream_si128((__m128i*)to + i, _mm_loadu_si128((const __m128i*)from + i));
 #else
-    memcpy(to, from, 64);
+    stream_half_line(to, from);
+    stream_half_line((char*)to + 32, (const char*)from + 32);
 #endif
 }
 

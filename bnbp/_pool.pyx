@@ -183,14 +183,14 @@ cdef extern from *:
 
 DEFAULT_LIMIT = 256 << 20
 
-cdef object handler = pool_capsule(), numpy_empty = np.empty
+cdef object handler = pool_capsule(), numpy_empty_like = np.empty_like
 
 
-def empty(shape, dtype):
-    """An array as from `numpy.empty`, whose memory comes from what is kept and goes back there."""
+def empty_like(array):
+    """An array as from `numpy.empty_like`, whose memory comes from what is kept and goes back there."""
     old = PyDataMem_SetHandler(handler)
     try:
-        return numpy_empty(shape, dtype)
+        return numpy_empty_like(array, subok=False)
     finally:
         PyDataMem_SetHandler(old)
 

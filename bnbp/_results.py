@@ -5,7 +5,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BatchNormTrainingBackpropResult", "BatchNormTrainingResult"]
+__all__ = [
+    "BatchNormStatistics",
+    "BatchNormTrainingBackpropResult",
+    "BatchNormTrainingBackpropSums",
+    "BatchNormTrainingResult",
+]
 
 
 class BatchNormTrainingResult(NamedTuple):
@@ -28,3 +33,28 @@ class BatchNormTrainingBackpropResult(NamedTuple):
     gamma_delta: NDArray[np.floating[Any]]
     #: Gradient with respect to ``beta``, shape (C,).
     beta_delta: NDArray[np.floating[Any]]
+
+
+class BatchNormStatistics(NamedTuple):
+    """What :func:`bnbp.batch_norm_training_statistics` returns, of a batch or of a part of one."""
+
+    #: Elements of a channel.
+    count: int
+    #: Mean of each channel, shape (C,), float64; NaN if there are no elements.
+    mean: NDArray[np.float64]
+    #: Sum of the squared deviations from the mean, shape (C,), float64.
+    m2: NDArray[np.float64]
+
+    @property
+    def variance(self) -> NDArray[np.float64]:
+        """Biased variance of each channel, ``m2 / count``; NaN if there are no elements."""
+        return self.m2 / self.count if self.count else np.full_like(self.m2, np.nan)
+
+
+class BatchNormTrainingBackpropSums(NamedTuple):
+    """What :func:`bnbp.batch_norm_training_backprop_reduce` returns; the sums of two parts of a batch can be added."""
+
+    #: Sum of ``normalized_delta`` over each channel, shape (C,), float64.
+    delta_sum: NDArray[np.float64]
+    #: Sum of ``normalized_delta * (input - mean)`` over each channel, shape (C,), float64.
+    delta_centered_sum: NDArray[np.float64]

@@ -7,6 +7,8 @@ cdef extern from "bnbp/kernels.h" nogil:
     ctypedef enum bnbp_type:
         BNBP_F32
         BNBP_F64
+        BNBP_F16
+        BNBP_BF16
 
     ctypedef enum bnbp_status:
         BNBP_OK
@@ -14,10 +16,18 @@ cdef extern from "bnbp/kernels.h" nogil:
 
     ctypedef struct bnbp_arguments:
         bnbp_type type
+        bnbp_type parameter_type
         Py_ssize_t n
         Py_ssize_t c
         Py_ssize_t s
+        int before
+        int after
+        const Py_ssize_t *lengths
+        const Py_ssize_t *input_strides
+        const Py_ssize_t *normalized_delta_strides
+        const Py_ssize_t *output_strides
         double epsilon
+        double count
         int num_threads
         const void *input
         const void *gamma
@@ -25,12 +35,18 @@ cdef extern from "bnbp/kernels.h" nogil:
         const void *mean
         const void *variance
         const void *normalized_delta
+        const void *delta_sum
+        const void *delta_centered_sum
         void *normalized
         void *batch_mean
         void *batch_variance
         void *input_delta
         void *gamma_delta
         void *beta_delta
+        void *statistics_mean
+        void *statistics_m2
+        void *reduced_delta
+        void *reduced_product
 
     ctypedef bnbp_status (*bnbp_kernel)(const bnbp_arguments *arguments) noexcept nogil
 

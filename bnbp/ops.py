@@ -7,13 +7,21 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _core
-from ._results import BatchNormTrainingBackpropResult, BatchNormTrainingResult
+from ._results import (
+    BatchNormStatistics,
+    BatchNormTrainingBackpropResult,
+    BatchNormTrainingBackpropSums,
+    BatchNormTrainingResult,
+)
 
 __all__ = [
     "batch_norm_inference",
     "batch_norm_inference_backprop",
     "batch_norm_training",
     "batch_norm_training_backprop",
+    "batch_norm_training_backprop_apply",
+    "batch_norm_training_backprop_reduce",
+    "batch_norm_training_statistics",
 ]
 
 Array = NDArray[np.floating[Any]]
@@ -195,6 +203,196 @@ def batch_norm_training_backprop(
             output_mask,
             out,
             num_threads,
+        ),
+    )
+
+
+def batch_norm_training_statistics(
+    input: ArrayLike, *, channel_axis: int = 1, num_threads: int | None = None
+) -> BatchNormStatistics:
+    r"""Mean and squared deviations of a batch, or of a part of one, for those who put the parts together themselves.
+
+    Parameters
+    ----------
+    input : array_like, float16, bfloat16, float32 or float64, shape (N, C, ...)
+        The batch or a part of it. At least two axes; the channels, at least one, are on ``channel_axis``.
+    channel_axis : int, default 1
+        The axis of the channels; negative values count from the end. -1 is channels-last.
+    num_threads : int, optional
+        Upper limit of the number of threads, as in :func:`batch_norm_training`.
+
+    Returns
+    -------
+    BatchNormStatistics
+        Named tuple of ``count``, the number of elements of a channel, ``mean`` and ``m2``, the sum of the squared
+        deviations from the mean: float64, shape (C,). Its property ``variance`` is ``m2 / count``, the biased variance.
+        Without elements, the mean is NaN and ``m2`` is 0.
+
+    Raises
+    ------
+    TypeError
+        If the element type is not accepted.
+    ValueError
+        If the shape, `channel_axis` or `num_threads` is not acceptable.
+
+    See Also
+    --------
+    merge_statistics : Statistics of a whole batch from those of its parts.
+    batch_norm_inference : Normalises a part with the statistics of the whole, which must be rounded to its type.
+
+    Examples
+    --------
+    >>> import numpy as np, bnbp
+    >>> x = np.array([[1.0, 5.0], [2.0, 5.0], [6.0, 5.0]])
+    >>> statistics = bnbp.batch_norm_training_statistics(x)
+    >>> statistics
+    BatchNormStatistics(count=3, mean=array([3., 5.]), m2=array([14.,  0.]))
+    >>> statistics.variance.round(3)
+    array([4.667, 0.   ])
+    """
+    count, mean, m2 = _core.run("BatchNormTrainingStatistics", (input,), 0.0, channel_axis, None, None, num_threads)
+    return BatchNormStatistics(count, mean, m2)
+
+
+def batch_norm_training_backprop_reduce(
+    input: ArrayLike,
+    mean: ArrayLike,
+    normalized_delta: ArrayLike,
+    *,
+    channel_axis: int = 1,
+    num_threads: int | None = None,
+) -> BatchNormTrainingBackpropSums:
+    r"""The first half of :func:`batch_norm_training_backprop`: the sums over a batch, or over a part of one.
+
+    .. math::
+
+       \mathtt{delta\_sum} = \sum_i \mathtt{normalized\_delta}_i, \qquad
+       \mathtt{delta\_centered\_sum} = \sum_i \mathtt{normalized\_delta}_i \, (\mathtt{input}_i - \mathtt{mean})
+
+    The sums of the parts of a batch are added, and :func:`batch_norm_training_backprop_apply` makes the gradient of each
+    part from them.
+
+    Parameters
+    ----------
+    input : array_like, float16, bfloat16, float32 or float64, shape (N, C, ...)
+        The batch or a part of it. At least two axes; the channels are on ``channel_axis``.
+    mean : array_like, shape (C,), type of `input`, or float32 for 16-bit types
+        The mean of the whole batch.
+    normalized_delta : array_like, shape and type of `input`
+        Gradient of the loss with respect to the normalised output.
+    channel_axis : int, default 1
+        The axis of the channels; negative values count from the end. -1 is channels-last.
+    num_threads : int, optional
+        Upper limit of the number of threads, as in :func:`batch_norm_training`.
+
+    Returns
+    -------
+    BatchNormTrainingBackpropSums
+        Named tuple of ``delta_sum`` and ``delta_centered_sum``: float64, shape (C,). Each is the exact sum of this part
+        to within a few units in the last place of float64, as long as its terms do not cancel.
+
+    Raises
+    ------
+    TypeError
+        If an element type is not accepted, or the types of two arguments do not match.
+    ValueError
+        If a shape, `channel_axis` or `num_threads` is not acceptable.
+
+    Examples
+    --------
+    >>> import numpy as np, bnbp
+    >>> x, dy = np.array([[1.0], [2.0], [3.0], [6.0]]), np.array([[1.0], [0.0], [0.0], [1.0]])
+    >>> bnbp.batch_norm_training_backprop_reduce(x, [3.0], dy)
+    BatchNormTrainingBackpropSums(delta_sum=array([2.]), delta_centered_sum=array([1.]))
+    """
+    return _tuple(
+        BatchNormTrainingBackpropSums,
+        _core.run(
+            "BatchNormTrainingBackpropReduce",
+            (input, mean, normalized_delta),
+            0.0,
+            channel_axis,
+            None,
+            None,
+            num_threads,
+        ),
+    )
+
+
+def batch_norm_training_backprop_apply(
+    input: ArrayLike,
+    gamma: ArrayLike | None,
+    beta: ArrayLike | None,
+    mean: ArrayLike,
+    variance: ArrayLike,
+    normalized_delta: ArrayLike,
+    delta_sum: ArrayLike,
+    delta_centered_sum: ArrayLike,
+    count: int,
+    epsilon: float = 1e-5,
+    *,
+    channel_axis: int = 1,
+    output_mask: Sequence[bool] = (True, True, True),
+    out: Sequence[Array | None] | None = None,
+    num_threads: int | None = None,
+) -> BatchNormTrainingBackpropResult:
+    r"""The second half of :func:`batch_norm_training_backprop`: the gradient of a part from the whole batch's sums.
+
+    With :math:`m` = `count`, :math:`\mathtt{beta\_delta}` = `delta_sum` and :math:`\mathtt{gamma\_delta}` =
+    `delta_centered_sum` :math:`\cdot\, \mathtt{inv\_std}`, the formula is that of
+    :func:`batch_norm_training_backprop`. Reads the tensors once.
+
+    Parameters
+    ----------
+    input, gamma, beta, mean, variance, normalized_delta
+        As in :func:`batch_norm_training_backprop`, of the batch or of a part of it; `mean` and `variance` are those of
+        the whole batch.
+    delta_sum, delta_centered_sum : array_like, float64, shape (C,)
+        The sums of :func:`batch_norm_training_backprop_reduce` over the whole batch.
+    count : int
+        Number of elements of a channel in the whole batch; at least that of `input`.
+    epsilon, channel_axis, output_mask, out, num_threads
+        As in :func:`batch_norm_training_backprop`.
+
+    Returns
+    -------
+    BatchNormTrainingBackpropResult
+        Named tuple of ``input_delta`` of this part, and ``gamma_delta`` and ``beta_delta`` of the whole batch.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`batch_norm_training_backprop`, and if `count` is not an integer, or less than `input` has.
+
+    Examples
+    --------
+    A batch in two parts, as two processes would have them:
+
+    >>> import numpy as np, bnbp
+    >>> x, dy = np.array([[1.0], [2.0], [3.0], [6.0]]), np.array([[1.0], [0.0], [0.0], [1.0]])
+    >>> parts = [slice(0, 1), slice(1, 4)]
+    >>> whole = bnbp.merge_statistics(*(bnbp.batch_norm_training_statistics(x[part]) for part in parts))
+    >>> sums = [bnbp.batch_norm_training_backprop_reduce(x[part], whole.mean, dy[part]) for part in parts]
+    >>> delta_sum, delta_centered_sum = (sum(both) for both in zip(*sums))
+    >>> for part in parts:
+    ...     result = bnbp.batch_norm_training_backprop_apply(
+    ...         x[part], [2.0], None, whole.mean, whole.variance, dy[part],
+    ...         delta_sum, delta_centered_sum, whole.count, epsilon=0.5)
+    ...     print(result.input_delta.ravel(), result.gamma_delta)
+    [0.625] [0.5]
+    [-0.4375 -0.5     0.3125] [0.5]
+    """
+    return _tuple(
+        BatchNormTrainingBackpropResult,
+        _core.run(
+            "BatchNormTrainingBackpropApply",
+            (input, gamma, beta, mean, variance, normalized_delta, delta_sum, delta_centered_sum),
+            epsilon,
+            channel_axis,
+            output_mask,
+            out,
+            num_threads,
+            count,
         ),
     )
 

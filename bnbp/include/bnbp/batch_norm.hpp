@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <initializer_list>
 #include <limits>
 #include <new>
 #include <numeric>
@@ -43,6 +44,8 @@ class ValueError : public std::invalid_argument {
 /// \brief The type of a tensor's elements.
 enum class ElementType {
     none,  ///< There is no tensor: an optional input left out, or an output not asked for.
+    f16,   ///< IEEE 754 binary16, NumPy's `float16`.
+    bf16,  ///< The first half of a binary32, `bfloat16` of the package ml_dtypes.
     f32,   ///< IEEE 754 binary32, NumPy's `float32`.
     f64,   ///< IEEE 754 binary64, NumPy's `float64`.
     other, ///< A type that no operator takes; Tensor::type_name says which.
@@ -65,7 +68,7 @@ struct Tensor {
     Shape shape;
     /// \brief The first element; need not be aligned.
     void* data = nullptr;
-    /// \brief Byte strides, of any sign; empty means C-contiguous.
+    /// \brief Byte strides, of any sign or 0; empty means C-contiguous.
     Strides strides;
     /// \brief Whether an operator may write to `data`.
     bool writable = false;
@@ -78,24 +81,28 @@ struct Tensor {
     /// \param type the type of the elements
     /// \param lengths the lengths of the axes
     Tensor(ElementType type, Shape lengths) : element_type(type), shape(std::move(lengths)) {}
+    /// \brief A C-contiguous tensor of any type that may be written to.
+    /// \param type the type of the elements
+    /// \param memory the first element
+    /// \param lengths the lengths of the axes
+    Tensor(ElementType type, void* memory, Shape lengths)
+        : element_type(type), shape(std::move(lengths)), data(memory), writable(true) {}
+    /// \brief A C-contiguous tensor of any type that is only read.
+    /// \copydetails Tensor(ElementType, void*, Shape)
+    Tensor(ElementType type, const void* memory, Shape lengths)
+        : element_type(type), shape(std::move(lengths)), data(const_cast<void*>(memory)) {}
     /// \brief A C-contiguous tensor that may be written to.
     /// \param memory the first element
     /// \param lengths the lengths of the axes
-    Tensor(float* memory, Shape lengths)
-        : element_type(ElementType::f32), shape(std::move(lengths)), data(memory), writable(true) {}
+    Tensor(float* memory, Shape lengths) : Tensor(ElementType::f32, memory, std::move(lengths)) {}
     /// \copydoc Tensor(float*, Shape)
-    Tensor(double* memory, Shape lengths)
-        : element_type(ElementType::f64), shape(std::move(lengths)), data(memory), writable(true) {}
+    Tensor(double* memory, Shape lengths) : Tensor(ElementType::f64, memory, std::move(lengths)) {}
     /// \brief A C-contiguous tensor that is only read.
     /// \param memory the first element
     /// \param lengths the lengths of the axes
-    Tensor(const float* memory, Shape lengths) : Tensor(const_cast<float*>(memory), std::move(lengths)) {
-        writable = false;
-    }
+    Tensor(const float* memory, Shape lengths) : Tensor(ElementType::f32, memory, std::move(lengths)) {}
     /// \copydoc Tensor(const float*, Shape)
-    Tensor(const double* memory, Shape lengths) : Tensor(const_cast<double*>(memory), std::move(lengths)) {
-        writable = false;
-    }
+    Tensor(const double* memory, Shape lengths) : Tensor(ElementType::f64, memory, std::move(lengths)) {}
 
     /// \brief Whether there is a tensor at all.
     /// \return false for the tensor that stands for "none"
@@ -118,12 +125,31 @@ BNBP_OWN inline bnbp_kernels*& kernel_table() {
     return table;
 }
 
-inline std::int64_t item_size(ElementType type) { return type == ElementType::f32 ? 4 : 8; }
+inline bool is_half(ElementType type) { return type == ElementType::f16 || type == ElementType::bf16; }
 
-inline std::string name_of(const Tensor& tensor) {
-    switch (tensor.element_type) {
+inline std::int64_t item_size(ElementType type) { return is_half(type) ? 2 : type == ElementType::f32 ? 4 : 8; }
+
+inline bnbp_type kernel_type(ElementType type) {
+    switch (type) {
+    case ElementType::f16:
+        return BNBP_F16;
+    case ElementType::bf16:
+        return BNBP_BF16;
+    case ElementType::f64:
+        return BNBP_F64;
+    default:
+        return BNBP_F32;
+    }
+}
+
+inline std::string name_of(ElementType type) {
+    switch (type) {
     case ElementType::none:
         return "None";
+    case ElementType::f16:
+        return "float16";
+    case ElementType::bf16:
+        return "bfloat16";
     case ElementType::f32:
         return "float32";
     case ElementType::f64:
@@ -131,7 +157,11 @@ inline std::string name_of(const Tensor& tensor) {
     case ElementType::other:
         break;
     }
-    return tensor.type_name.empty() ? "an unknown type" : tensor.type_name;
+    return "an unknown type";
+}
+
+inline std::string name_of(const Tensor& tensor) {
+    return tensor.type_name.empty() ? name_of(tensor.element_type) : tensor.type_name;
 }
 
 /// A shape as Python writes it: (), (3,), (4, 3, 2, 2).
@@ -218,6 +248,47 @@ public:
         return extent_a.low < extent_b.high && extent_b.low < extent_a.high && between(a, b);
     }
 
+    /// Whether two elements of one tensor have a byte in common.
+    static bool within(const Tensor& tensor) {
+        if (is_contiguous(tensor)) {
+            return false;
+        }
+        std::vector<Term> axes;
+        for (std::size_t axis = 0; axis < tensor.shape.size(); ++axis) {
+            if (tensor.shape[axis] > 1) {
+                axes.push_back({std::abs(tensor.strides[axis]), tensor.shape[axis] - 1, 0, 0});
+            }
+        }
+        std::sort(axes.begin(), axes.end(), [](const Term& a, const Term& b) { return a.step < b.step; });
+        const std::int64_t size = item_size(tensor.element_type);
+        std::int64_t reach = size;
+        bool apart = true; // each step leads past all that the smaller ones reach
+        for (const Term& axis : axes) {
+            if (axis.step == 0) {
+                return true;
+            }
+            apart = apart && axis.step >= reach;
+            reach += axis.step * axis.most;
+        }
+        // Otherwise: whether any two indices, which differ by 1 or more along axis k, are less than `size` bytes apart.
+        for (std::size_t k = 0; !apart && k < axes.size(); ++k) {
+            Overlap search;
+            std::int64_t target = size - 1 - axes[k].step;
+            for (std::size_t j = 0; j < axes.size(); ++j) {
+                const std::int64_t most = j == k ? axes[j].most - 1 : 2 * axes[j].most;
+                target += j == k ? 0 : axes[j].step * axes[j].most;
+                if (most) {
+                    search.terms_.push_back({axes[j].step, most, 0, 0});
+                }
+            }
+            search.terms_.push_back({1, 2 * (size - 1), 0, 0});
+            if (search.solve(target)) {
+                return true;
+            }
+        }
+        return false;
+    }
+
 private:
     static bool between(const Tensor& a, const Tensor& b) {
         Overlap search;
@@ -287,40 +358,147 @@ private:
     }
 };
 
-/// A tensor's memory as the kernels take it, C-contiguous and aligned: the tensor's own, or a copy.
+/// The memory of a vector as the kernels take it, contiguous and aligned: its own, or a copy.
 class Packed {
 public:
-    explicit Packed(const Tensor& tensor) : tensor_(tensor) {
-        if (tensor.present() && !(is_contiguous(tensor) && is_aligned(tensor))) {
-            copy_.resize(static_cast<std::size_t>(product(tensor.shape.begin(), tensor.shape.end()) *
-                                                  item_size(tensor.element_type)));
+    explicit Packed(const Tensor& vector) : vector_(vector) {
+        if (vector.present() && !(is_contiguous(vector) && is_aligned(vector))) {
+            copy_.resize(static_cast<std::size_t>(vector.shape[0] * item_size(vector.element_type)));
         }
     }
-    void* data() { return copy_.empty() ? tensor_.data : copy_.data(); }
-    void read() { walk(true); }
-    void write() { walk(false); }
+    void* data() { return copy_.empty() ? vector_.data : copy_.data(); }
+    void read() {
+        walk([](char* packed, char* strided, std::size_t size) { std::memcpy(packed, strided, size); });
+    }
+    void write() {
+        walk([](char* packed, char* strided, std::size_t size) { std::memcpy(strided, packed, size); });
+    }
 
 private:
-    const Tensor& tensor_;
+    const Tensor& vector_;
     std::vector<char> copy_; // of operator new, so aligned for every element type
 
-    void walk(bool reading) {
-        if (!copy_.empty()) {
-            char* packed = copy_.data();
-            walk(reading, 0, static_cast<char*>(tensor_.data), packed);
-        }
-    }
-    void walk(bool reading, std::size_t axis, char* strided, char*& packed) {
-        if (axis == tensor_.shape.size()) {
-            const std::size_t size = static_cast<std::size_t>(item_size(tensor_.element_type));
-            std::memcpy(reading ? packed : strided, reading ? strided : packed, size);
-            packed += size;
+    template <typename Move> void walk(Move move) {
+        if (copy_.empty()) {
             return;
         }
-        const std::int64_t stride = strides_of(tensor_)[axis];
-        for (std::int64_t i = 0; i < tensor_.shape[axis]; ++i) {
-            walk(reading, axis + 1, strided + i * stride, packed);
+        const std::int64_t size = item_size(vector_.element_type), step = strides_of(vector_)[0];
+        for (std::int64_t i = 0; i < vector_.shape[0]; ++i) {
+            move(copy_.data() + i * size, static_cast<char*>(vector_.data) + i * step, static_cast<std::size_t>(size));
         }
+    }
+};
+
+/// The tensors of a call as (n, c, s), in the order of the input's memory: axes from the largest stride to the
+/// smallest. Tensors that are dense in that order need no strides. If one is not, all have them, along as few axes as
+/// describe them all.
+class Layout {
+public:
+    /// Adds a tensor, the input first, and says where its strides will go.
+    void add(const Tensor& tensor, const std::ptrdiff_t* bnbp_arguments::* slot) {
+        operands_[count_++] = {&tensor, slot, {}, {}};
+    }
+
+    /// Fills in the arguments, which may point into this object then.
+    void describe(std::size_t channel_axis, bnbp_arguments& arguments) {
+        const Tensor& input = *operands_[0].tensor;
+        arguments.c = static_cast<std::ptrdiff_t>(input.shape[channel_axis]);
+        if (is_empty(input)) { // n = s = 0, whatever the other axes' product would overflow to
+            return;
+        }
+        if (std::all_of(begin(), end(), [](const Operand& operand) {
+                return is_contiguous(*operand.tensor) && is_aligned(*operand.tensor);
+            })) {
+            const auto axis = input.shape.begin() + static_cast<std::ptrdiff_t>(channel_axis);
+            arguments.n = static_cast<std::ptrdiff_t>(product(input.shape.begin(), axis));
+            arguments.s = static_cast<std::ptrdiff_t>(product(axis + 1, input.shape.end()));
+            return;
+        }
+        for (Operand& operand : *this) {
+            operand.strides = strides_of(*operand.tensor);
+        }
+        const std::vector<std::size_t> order = memory_order(channel_axis);
+        fold(order, channel_axis, arguments);
+        if (!std::all_of(begin(), end(), [&](const Operand& operand) { return is_dense(operand, order); })) {
+            arguments.lengths = lengths_.data();
+            for (Operand& operand : *this) {
+                operand.steps.push_back(static_cast<std::ptrdiff_t>(operand.strides[channel_axis]));
+                arguments.*(operand.slot) = operand.steps.data();
+            }
+        }
+    }
+
+private:
+    struct Operand {
+        const Tensor* tensor;
+        const std::ptrdiff_t* bnbp_arguments::* slot;
+        Strides strides;                   // of the tensor's own axes
+        std::vector<std::ptrdiff_t> steps; // of the folded axes
+    };
+    Operand operands_[3];
+    std::size_t count_ = 0;
+    std::vector<std::ptrdiff_t> lengths_;
+
+    Operand* begin() { return operands_; }
+    Operand* end() { return operands_ + count_; }
+
+    /// The axes from the input's largest stride to its smallest. A single channel may stand anywhere: first, so that
+    /// all other axes are together.
+    std::vector<std::size_t> memory_order(std::size_t channel_axis) const {
+        const Shape& shape = operands_[0].tensor->shape;
+        const Strides& strides = operands_[0].strides;
+        std::vector<std::size_t> order;
+        for (std::size_t axis = 0; axis < shape.size(); ++axis) {
+            if (shape[axis] > 1) {
+                order.push_back(axis);
+            }
+        }
+        std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+            return std::abs(strides[a]) > std::abs(strides[b]);
+        });
+        if (shape[channel_axis] == 1) {
+            order.insert(order.begin(), channel_axis);
+        }
+        return order;
+    }
+
+    /// Folds neighbouring axes into one wherever every tensor walks through both in equal steps.
+    void fold(const std::vector<std::size_t>& order, std::size_t channel_axis, bnbp_arguments& arguments) {
+        const Shape& shape = operands_[0].tensor->shape;
+        bool after = false, first = true;
+        arguments.n = arguments.s = 1;
+        for (std::size_t i = 0; i < order.size(); ++i) {
+            const std::size_t axis = order[i];
+            if (axis == channel_axis) {
+                after = first = true;
+                continue;
+            }
+            const auto length = static_cast<std::ptrdiff_t>(shape[axis]);
+            (after ? arguments.s : arguments.n) *= length;
+            if (!first && std::all_of(begin(), end(), [&](const Operand& operand) {
+                    return operand.strides[order[i - 1]] == operand.strides[axis] * shape[axis];
+                })) {
+                lengths_.back() *= length;
+            } else {
+                lengths_.push_back(length);
+                ++(after ? arguments.after : arguments.before);
+            }
+            first = false;
+            for (Operand& operand : *this) {
+                operand.steps.resize(lengths_.size());
+                operand.steps.back() = static_cast<std::ptrdiff_t>(operand.strides[axis]);
+            }
+        }
+    }
+
+    static bool is_dense(const Operand& operand, const std::vector<std::size_t>& order) {
+        std::int64_t step = item_size(operand.tensor->element_type);
+        for (std::size_t i = order.size(); i-- > 0; step *= operand.tensor->shape[order[i]]) {
+            if (operand.tensor->shape[order[i]] != 1 && operand.strides[order[i]] != step) {
+                return false;
+            }
+        }
+        return is_aligned(*operand.tensor);
     }
 };
 
@@ -330,7 +508,10 @@ enum class Role {
     like_input, ///< a tensor of the input's type and shape
     parameter,  ///< a vector with a value for each channel, or none
     statistic,  ///< a vector with a value for each channel
+    sum,        ///< a vector with a float64 value for each channel
 };
+
+inline bool is_vector(Role role) { return role != Role::input && role != Role::like_input; }
 
 struct InputSpec {
     const char* name;
@@ -344,6 +525,9 @@ struct OutputSpec {
     void* bnbp_arguments::* slot;
 };
 
+/// The operators' inputs; most take the first few.
+enum Operand { input, gamma, beta, mean, variance, normalized_delta, delta_sum, delta_centered_sum };
+
 /// All that tells one operator from another.
 struct Signature {
     const char* name;
@@ -351,23 +535,25 @@ struct Signature {
     std::vector<OutputSpec> outputs;
     bnbp_kernel bnbp_kernels::* kernel;
 
-    /// Every operator's inputs are the first few of one list.
-    BNBP_OWN Signature(const char* op, std::ptrdiff_t input_count, std::vector<OutputSpec> results,
+    BNBP_OWN Signature(const char* op, std::initializer_list<Operand> operands, std::vector<OutputSpec> results,
                        bnbp_kernel bnbp_kernels::* run)
         : name(op), outputs(std::move(results)), kernel(run) {
         using A = bnbp_arguments;
-        static const std::vector<InputSpec> all{
+        static const InputSpec all[] = {
             {"input", Role::input, &A::input},           {"gamma", Role::parameter, &A::gamma},
             {"beta", Role::parameter, &A::beta},         {"mean", Role::statistic, &A::mean},
-            {"variance", Role::statistic, &A::variance}, {"normalized_delta", Role::like_input, &A::normalized_delta}};
-        inputs.assign(all.begin(), all.begin() + input_count);
+            {"variance", Role::statistic, &A::variance}, {"normalized_delta", Role::like_input, &A::normalized_delta},
+            {"delta_sum", Role::sum, &A::delta_sum},     {"delta_centered_sum", Role::sum, &A::delta_centered_sum}};
+        for (const Operand operand : operands) {
+            inputs.push_back(all[operand]);
+        }
     }
 };
 
 BNBP_OWN inline const Signature& training_signature() {
     using A = bnbp_arguments;
     static const Signature signature{"BatchNormTraining",
-                                     3,
+                                     {input, gamma, beta},
                                      {{"normalized", Role::like_input, &A::normalized},
                                       {"batch_mean", Role::statistic, &A::batch_mean},
                                       {"batch_variance", Role::statistic, &A::batch_variance}},
@@ -375,33 +561,62 @@ BNBP_OWN inline const Signature& training_signature() {
     return signature;
 }
 
+BNBP_OWN inline const Signature& training_statistics_signature() {
+    using A = bnbp_arguments;
+    static const Signature signature{"BatchNormTrainingStatistics",
+                                     {input},
+                                     {{"mean", Role::sum, &A::statistics_mean}, {"m2", Role::sum, &A::statistics_m2}},
+                                     &bnbp_kernels::training};
+    return signature;
+}
+
 BNBP_OWN inline const Signature& inference_signature() {
     static const Signature signature{"BatchNormInference",
-                                     5,
+                                     {input, gamma, beta, mean, variance},
                                      {{"normalized", Role::like_input, &bnbp_arguments::normalized}},
                                      &bnbp_kernels::inference};
     return signature;
 }
 
-inline Signature backprop_signature(const char* name, bnbp_kernel bnbp_kernels::* kernel) {
+inline std::vector<OutputSpec> deltas() {
     using A = bnbp_arguments;
-    return {name,
-            6,
-            {{"input_delta", Role::like_input, &A::input_delta},
-             {"gamma_delta", Role::statistic, &A::gamma_delta},
-             {"beta_delta", Role::statistic, &A::beta_delta}},
-            kernel};
+    return {{"input_delta", Role::like_input, &A::input_delta},
+            {"gamma_delta", Role::statistic, &A::gamma_delta},
+            {"beta_delta", Role::statistic, &A::beta_delta}};
 }
 
 BNBP_OWN inline const Signature& training_backprop_signature() {
-    static const Signature signature =
-        backprop_signature("BatchNormTrainingBackprop", &bnbp_kernels::training_backprop);
+    static const Signature signature{"BatchNormTrainingBackprop",
+                                     {input, gamma, beta, mean, variance, normalized_delta},
+                                     deltas(),
+                                     &bnbp_kernels::training_backprop};
+    return signature;
+}
+
+BNBP_OWN inline const Signature& training_backprop_reduce_signature() {
+    using A = bnbp_arguments;
+    static const Signature signature{
+        "BatchNormTrainingBackpropReduce",
+        {input, mean, normalized_delta},
+        {{"delta_sum", Role::sum, &A::reduced_delta}, {"delta_centered_sum", Role::sum, &A::reduced_product}},
+        &bnbp_kernels::training_backprop};
+    return signature;
+}
+
+BNBP_OWN inline const Signature& training_backprop_apply_signature() {
+    static const Signature signature{
+        "BatchNormTrainingBackpropApply",
+        {input, gamma, beta, mean, variance, normalized_delta, delta_sum, delta_centered_sum},
+        deltas(),
+        &bnbp_kernels::training_backprop};
     return signature;
 }
 
 BNBP_OWN inline const Signature& inference_backprop_signature() {
-    static const Signature signature =
-        backprop_signature("BatchNormInferenceBackprop", &bnbp_kernels::inference_backprop);
+    static const Signature signature{"BatchNormInferenceBackprop",
+                                     {input, gamma, beta, mean, variance, normalized_delta},
+                                     deltas(),
+                                     &bnbp_kernels::inference_backprop};
     return signature;
 }
 
@@ -449,8 +664,8 @@ namespace op {
 /// \brief What the operators share: the attributes, the rules and the way to the kernels.
 ///
 /// Tensors are passed in the order of the operator's tables. Let C be the length of the channel axis of `input`;
-/// `input` and `normalized_delta` have one type and shape, everything per channel has the shape (C) and the type
-/// of `input`.
+/// `input` and `normalized_delta` have one type and shape, each with strides of its own. Everything per channel has the
+/// shape (C) and one type: that of `input`, or f32 where that is f16 or bf16. What is marked f64 has that type instead.
 class BatchNormBase {
 public:
     virtual ~BatchNormBase() = default;
@@ -489,12 +704,16 @@ public:
     /// \throws TypeError if an input's element type is not one the operator takes
     /// \throws ValueError if a rank, a shape, the channel axis or the number of inputs is wrong
     std::vector<Tensor> validate_and_infer_types(const std::vector<Tensor>& inputs) const {
-        const std::int64_t channels = check_inputs(inputs);
+        const Rules rules = check_inputs(inputs);
         std::vector<Tensor> outputs;
         outputs.reserve(signature_->outputs.size());
         for (const detail::OutputSpec& spec : signature_->outputs) {
-            outputs.emplace_back(inputs[0].element_type,
-                                 spec.role == detail::Role::like_input ? inputs[0].shape : Shape{channels});
+            if (spec.role == detail::Role::like_input) {
+                outputs.emplace_back(inputs[0].element_type, inputs[0].shape);
+            } else {
+                outputs.emplace_back(spec.role == detail::Role::sum ? ElementType::f64 : rules.parameter_type(),
+                                     Shape{rules.channels});
+            }
         }
         return outputs;
     }
@@ -521,34 +740,46 @@ public:
         if (num_threads < 0) {
             throw ValueError("num_threads: expected at least 1, got " + std::to_string(num_threads));
         }
-        check_call(outputs, inputs);
+        const Rules rules = check_call(outputs, inputs);
 
         const Tensor& input = inputs[0];
-        const auto axis = input.shape.begin() + static_cast<std::ptrdiff_t>(channel_axis_of(input));
         bnbp_arguments arguments{};
-        arguments.type = input.element_type == ElementType::f32 ? BNBP_F32 : BNBP_F64;
-        arguments.c = static_cast<std::ptrdiff_t>(*axis);
-        if (!detail::is_empty(input)) { // otherwise n = s = 0, whatever the other axes' product would overflow to
-            arguments.n = static_cast<std::ptrdiff_t>(detail::product(input.shape.begin(), axis));
-            arguments.s = static_cast<std::ptrdiff_t>(detail::product(axis + 1, input.shape.end()));
-        }
+        arguments.type = detail::kernel_type(input.element_type);
+        arguments.parameter_type = detail::kernel_type(rules.parameter_type());
         arguments.epsilon = epsilon_;
         arguments.num_threads = num_threads ? num_threads : kernels->default_num_threads;
 
-        std::vector<detail::Packed> packed_inputs(inputs.begin(), inputs.end());
-        std::vector<detail::Packed> packed_outputs(outputs.begin(), outputs.end());
+        detail::Layout layout;
+        std::vector<detail::Packed> vectors;
+        vectors.reserve(inputs.size() + outputs.size());
         for (std::size_t k = 0; k < inputs.size(); ++k) {
-            packed_inputs[k].read();
-            arguments.*(signature_->inputs[k].slot) = packed_inputs[k].data();
+            const detail::InputSpec& spec = signature_->inputs[k];
+            if (detail::is_vector(spec.role)) {
+                vectors.emplace_back(inputs[k]).read();
+                arguments.*(spec.slot) = vectors.back().data();
+            } else {
+                layout.add(inputs[k], k == 0 ? &bnbp_arguments::input_strides : &bnbp_arguments::normalized_delta_strides);
+                arguments.*(spec.slot) = inputs[k].data;
+            }
         }
+        const std::size_t first_result = vectors.size();
         for (std::size_t k = 0; k < outputs.size(); ++k) {
-            arguments.*(signature_->outputs[k].slot) = packed_outputs[k].data();
+            const detail::OutputSpec& spec = signature_->outputs[k];
+            if (detail::is_vector(spec.role)) {
+                arguments.*(spec.slot) = vectors.emplace_back(outputs[k]).data();
+            } else if (outputs[k].present()) {
+                layout.add(outputs[k], &bnbp_arguments::output_strides);
+                arguments.*(spec.slot) = outputs[k].data;
+            }
         }
+        layout.describe(channel_axis_of(input), arguments);
+        arguments.count = count_ < 0 ? static_cast<double>(arguments.n) * static_cast<double>(arguments.s)
+                                     : static_cast<double>(count_);
         if ((kernels->*(signature_->kernel))(&arguments) == BNBP_NO_MEMORY) {
             throw std::bad_alloc();
         }
-        for (detail::Packed& output : packed_outputs) {
-            output.write();
+        for (std::size_t k = first_result; k < vectors.size(); ++k) {
+            vectors[k].write();
         }
     }
 
@@ -558,12 +789,21 @@ protected:
         : signature_(&signature), channel_axis_(channel_axis) {
         set_eps_value(epsilon);
     }
+
+    void set_whole_count(std::int64_t count) {
+        if (count < 0) {
+            throw ValueError("count: expected at least 0, got " + std::to_string(count));
+        }
+        count_ = count;
+    }
+    std::int64_t whole_count() const { return count_; }
     /// \endcond
 
 private:
     const detail::Signature* signature_;
     double epsilon_ = 0;
     std::int64_t channel_axis_;
+    std::int64_t count_ = -1; // elements of a channel in the whole batch; -1: the input is the whole batch
 
     void check_count(const char* what, std::size_t expected, std::size_t got) const {
         if (got != expected) {
@@ -585,27 +825,6 @@ private:
         return static_cast<std::size_t>(channel_axis_ < 0 ? channel_axis_ + rank : channel_axis_);
     }
 
-    /// Checks types and shapes of the inputs; returns the number of channels.
-    std::int64_t check_inputs(const std::vector<Tensor>& inputs) const {
-        check_count("inputs", signature_->inputs.size(), inputs.size());
-        const Tensor& input = inputs[0];
-        if (input.element_type != ElementType::f32 && input.element_type != ElementType::f64) {
-            throw TypeError("input: expected float32 or float64, got " + detail::name_of(input));
-        }
-        const std::int64_t channels = input.shape[channel_axis_of(input)];
-        if (channels < 1) {
-            throw ValueError("input: expected at least 1 channel on axis " + std::to_string(channel_axis_) +
-                             ", got shape " + detail::text_of(input.shape));
-        }
-        for (std::size_t i = 1; i < inputs.size(); ++i) {
-            const detail::Role role = signature_->inputs[i].role;
-            if (inputs[i].present() || role != detail::Role::parameter) {
-                check({signature_->inputs[i].name}, role, inputs[i], input, channels);
-            }
-        }
-        return channels;
-    }
-
     /// An argument's name, put into words when it is needed: an error is rare.
     struct Name {
         const char* operand;
@@ -615,22 +834,103 @@ private:
         }
     };
 
-    /// An operand against the input that sets its type and shape.
-    static void check(const Name& name, detail::Role role, const Tensor& tensor, const Tensor& input,
-                      std::int64_t channels) {
-        if (tensor.element_type != input.element_type) {
-            throw TypeError(std::string(name) + ": expected " + detail::name_of(input) + ", the type of input, got " +
-                            detail::name_of(tensor));
+    /// What the input decides for the other operands: their shapes and types.
+    class Rules {
+    public:
+        const Tensor& input;
+        const std::int64_t channels;
+
+        Rules(const Tensor& tensor, std::int64_t channel_count) : input(tensor), channels(channel_count) {
+            if (!detail::is_half(input.element_type)) {
+                parameters_ = input.element_type;
+            }
         }
-        if (role == detail::Role::like_input && tensor.shape != input.shape) {
-            throw ValueError(std::string(name) + ": expected shape " + detail::text_of(input.shape) +
-                             ", that of input, got " + detail::text_of(tensor.shape));
+
+        /// The type of parameters and statistics. Where the input leaves a choice, the first of them decides, or if
+        /// there is none, the input.
+        ElementType parameter_type() const { return parameters_; }
+
+        void no_more_inputs() {
+            if (parameters_ == ElementType::none) {
+                parameters_ = input.element_type;
+            }
         }
-        if (role != detail::Role::like_input && (tensor.shape.size() != 1 || tensor.shape[0] != channels)) {
-            throw ValueError(std::string(name) + ": expected shape " + detail::text_of({channels}) + " for the " +
-                             std::to_string(channels) + " channels of input " + detail::text_of(input.shape) +
-                             ", got " + detail::text_of(tensor.shape));
+
+        void check(const Name& name, detail::Role role, const Tensor& tensor) {
+            const ElementType type = tensor.element_type;
+            if (role == detail::Role::like_input ? type != input.element_type
+                : role == detail::Role::sum      ? type != ElementType::f64
+                                                 : !is_parameter(type)) {
+                throw TypeError(std::string(name) + ": expected " + expected(role) + ", got " +
+                                detail::name_of(tensor));
+            }
+            if (detail::is_vector(role) && role != detail::Role::sum && parameters_ == ElementType::none) {
+                parameters_ = type;
+                source_ = name;
+            }
+            if (role == detail::Role::like_input && tensor.shape != input.shape) {
+                throw ValueError(std::string(name) + ": expected shape " + detail::text_of(input.shape) +
+                                 ", that of input, got " + detail::text_of(tensor.shape));
+            }
+            if (detail::is_vector(role) && (tensor.shape.size() != 1 || tensor.shape[0] != channels)) {
+                throw ValueError(std::string(name) + ": expected shape " + detail::text_of({channels}) + " for the " +
+                                 std::to_string(channels) + " channels of input " + detail::text_of(input.shape) +
+                                 ", got " + detail::text_of(tensor.shape));
+            }
         }
+
+    private:
+        ElementType parameters_ = ElementType::none; // not yet decided
+        Name source_{"input"};
+
+        bool is_parameter(ElementType type) const {
+            return parameters_ == ElementType::none ? type == input.element_type || type == ElementType::f32
+                                                    : type == parameters_;
+        }
+
+        std::string expected(detail::Role role) const {
+            const std::string own = detail::name_of(input);
+            if (role == detail::Role::sum) {
+                return "float64";
+            }
+            if (role == detail::Role::like_input) {
+                return own + ", the type of input";
+            }
+            return parameters_ == ElementType::none
+                       ? own + ", the type of input, or float32"
+                       : detail::name_of(parameters_) + ", the type of " + std::string(source_);
+        }
+    };
+
+    /// Checks types and shapes of the inputs.
+    Rules check_inputs(const std::vector<Tensor>& inputs) const {
+        check_count("inputs", signature_->inputs.size(), inputs.size());
+        const Tensor& input = inputs[0];
+        if (input.element_type == ElementType::none || input.element_type == ElementType::other) {
+            throw TypeError("input: expected float16, bfloat16, float32 or float64, got " + detail::name_of(input));
+        }
+        const std::size_t axis = channel_axis_of(input);
+        Rules rules(input, input.shape[axis]);
+        if (rules.channels < 1) {
+            throw ValueError("input: expected at least 1 channel on axis " + std::to_string(channel_axis_) +
+                             ", got shape " + detail::text_of(input.shape));
+        }
+        for (std::size_t i = 1; i < inputs.size(); ++i) {
+            const detail::Role role = signature_->inputs[i].role;
+            if (inputs[i].present() || role != detail::Role::parameter) {
+                rules.check({signature_->inputs[i].name}, role, inputs[i]);
+            }
+        }
+        rules.no_more_inputs();
+        if (count_ >= 0 && !detail::is_empty(input)) {
+            const std::int64_t own = detail::product(input.shape.begin(), input.shape.end()) / rules.channels;
+            if (count_ < own) {
+                throw ValueError("count: expected at least " + std::to_string(own) +
+                                 ", the elements of a channel of input " + detail::text_of(input.shape) + ", got " +
+                                 std::to_string(count_));
+            }
+        }
+        return rules;
     }
 
     /// What only a C++ caller can get wrong.
@@ -651,8 +951,8 @@ private:
     Name output_name(std::size_t k) const { return {signature_->outputs[k].name, static_cast<std::ptrdiff_t>(k)}; }
 
     /// Checks everything about a call but the number of threads.
-    void check_call(const std::vector<Tensor>& outputs, const std::vector<Tensor>& inputs) const {
-        const std::int64_t channels = check_inputs(inputs);
+    Rules check_call(const std::vector<Tensor>& outputs, const std::vector<Tensor>& inputs) const {
+        Rules rules = check_inputs(inputs);
         check_count("outputs", signature_->outputs.size(), outputs.size());
         std::vector<detail::Overlap::Extent> extents(inputs.size() + outputs.size());
         for (std::size_t i = 0; i < inputs.size(); ++i) {
@@ -663,7 +963,7 @@ private:
             if (!outputs[k].present()) {
                 continue;
             }
-            check(output_name(k), signature_->outputs[k].role, outputs[k], inputs[0], channels);
+            rules.check(output_name(k), signature_->outputs[k].role, outputs[k]);
             check_memory(output_name(k), outputs[k]);
             auto overlaps = [&, extent = detail::Overlap::extent_of(outputs[k])](const Tensor& tensor, std::size_t at) {
                 return detail::Overlap::between(outputs[k], extent, tensor, extents[at]);
@@ -672,6 +972,10 @@ private:
             if (!outputs[k].writable) {
                 throw ValueError(std::string(output_name(k)) +
                                  ": expected memory that can be written to, got read-only memory");
+            }
+            if (detail::Overlap::within(outputs[k])) {
+                throw ValueError(std::string(output_name(k)) +
+                                 ": expected memory for each element, got elements that overlap each other");
             }
             for (std::size_t i = 0; i < inputs.size(); ++i) {
                 if (overlaps(inputs[i], i) && !(k == 0 && detail::is_same_memory(outputs[k], inputs[i]))) {
@@ -688,6 +992,7 @@ private:
                 }
             }
         }
+        return rules;
     }
 };
 
@@ -723,6 +1028,74 @@ public:
     /// \copydoc BatchNormTraining::BatchNormTraining
     explicit BatchNormTrainingBackprop(double epsilon = 1e-5, std::int64_t channel_axis = 1)
         : BatchNormBase(detail::training_backprop_signature(), epsilon, channel_axis) {}
+};
+
+/// \brief Mean and variance of a batch, or of a part of one, as numbers that can be merged.
+///
+/// | Inputs | Shape | Outputs | Shape |
+/// |---|---|---|---|
+/// | `input` | (N, C, ...) | `mean` | (C), f64 |
+/// | | | `m2`, the sum of the squared deviations from it | (C), f64 |
+///
+/// Two parts with `n` and `m` elements in a channel are merged by Chan, Golub and LeVeque's formulas: the mean is
+/// `mean_n + (mean_m - mean_n) m / (n + m)`, and m2 is `m2_n + m2_m + (mean_m - mean_n)^2 n m / (n + m)`. The biased
+/// variance of the whole batch is its `m2` over its number of elements.
+class BatchNormTrainingStatistics : public BatchNormBase {
+public:
+    /// \brief The operator with its attribute.
+    /// \param channel_axis the axis of `input` that the channels are on; negative ones count from the end
+    explicit BatchNormTrainingStatistics(std::int64_t channel_axis = 1)
+        : BatchNormBase(detail::training_statistics_signature(), 0, channel_axis) {}
+};
+
+/// \brief The first half of BatchNormTrainingBackprop: the sums over a batch, or over a part of one.
+///
+/// | Inputs | Shape | Outputs | Shape |
+/// |---|---|---|---|
+/// | `input` | (N, C, ...) | `delta_sum`, that of `normalized_delta` | (C), f64 |
+/// | `mean`, of the whole batch | (C) | `delta_centered_sum`, of `normalized_delta * (input - mean)` | (C), f64 |
+/// | `normalized_delta` | that of `input` | | |
+///
+/// The sums of two parts are added.
+class BatchNormTrainingBackpropReduce : public BatchNormBase {
+public:
+    /// \copydoc BatchNormTrainingStatistics::BatchNormTrainingStatistics
+    explicit BatchNormTrainingBackpropReduce(std::int64_t channel_axis = 1)
+        : BatchNormBase(detail::training_backprop_reduce_signature(), 0, channel_axis) {}
+};
+
+/// \brief The second half of BatchNormTrainingBackprop: the gradient of a part of a batch from the whole batch's sums.
+///
+/// | Inputs | Shape | Outputs | Shape |
+/// |---|---|---|---|
+/// | `input` | (N, C, ...) | `input_delta` | that of `input` |
+/// | `gamma`, or none for ones | (C) | `gamma_delta` | (C) |
+/// | `beta`, or none; not used | (C) | `beta_delta` | (C) |
+/// | `mean`, of the whole batch | (C) | | |
+/// | `variance`, likewise | (C) | | |
+/// | `normalized_delta` | that of `input` | | |
+/// | `delta_sum`, of the whole batch | (C), f64 | | |
+/// | `delta_centered_sum`, likewise | (C), f64 | | |
+class BatchNormTrainingBackpropApply : public BatchNormBase {
+public:
+    /// \brief The operator with its attributes.
+    /// \param count the number of elements of a channel in the whole batch
+    /// \param epsilon added to the variance before the square root; finite and >= 0
+    /// \param channel_axis the axis of `input` that the channels are on; negative ones count from the end
+    /// \throws ValueError if count is negative, or epsilon is negative, infinite or not a number
+    explicit BatchNormTrainingBackpropApply(std::int64_t count, double epsilon = 1e-5, std::int64_t channel_axis = 1)
+        : BatchNormBase(detail::training_backprop_apply_signature(), epsilon, channel_axis) {
+        set_count(count);
+    }
+
+    /// \brief The number of elements of a channel in the whole batch.
+    /// \return the attribute `count`
+    std::int64_t get_count() const { return whole_count(); }
+
+    /// \brief Sets the number of elements of a channel in the whole batch.
+    /// \param count at least that of the input that will come
+    /// \throws ValueError if it is negative
+    void set_count(std::int64_t count) { set_whole_count(count); }
 };
 
 /// \brief Normalises with a mean and a variance that are given.

@@ -16,7 +16,7 @@ extern "C" {
 #endif
 
 /** Version of the structures below. A table of another version is refused at import. */
-#define BNBP_KERNELS_ABI 1
+#define BNBP_KERNELS_ABI 2
 
 /** Name of the capsule that holds a `bnbp_kernels *`. */
 #define BNBP_KERNELS_CAPSULE "bnbp._core.kernels"
@@ -24,7 +24,9 @@ extern "C" {
 /** The element types the kernels know. */
 typedef enum bnbp_type {
     BNBP_F32 = 0, /**< IEEE 754 binary32. */
-    BNBP_F64 = 1  /**< IEEE 754 binary64. */
+    BNBP_F64 = 1, /**< IEEE 754 binary64. */
+    BNBP_F16 = 2, /**< IEEE 754 binary16. */
+    BNBP_BF16 = 3 /**< bfloat16: the first half of a binary32. */
 } bnbp_type;
 
 /** What a kernel returns. */
@@ -36,30 +38,48 @@ typedef enum bnbp_status {
 /**
  * The operands of one call, under the operator's names.
  *
- * Tensors are C-contiguous with every axis before the channel axis folded into `n` and every axis after it into
- * `s`; parameters and statistics are vectors of length `c`. All have the element type `type`. An operand that
- * the kernel does not use is ignored. A null `gamma` stands for ones, a null `beta` for zeros; a null output is
- * not computed. `input_delta` and `normalized` may be the very memory of `input` or `normalized_delta`.
+ * A tensor has the shape (n, c, s): every axis before the channel axis is folded into `n`, every axis after it into
+ * `s`. Where `lengths` is null, all tensors are dense and aligned in that order. Otherwise `lengths` has the axes that
+ * `n` is the product of, outermost first, and then those of `s`; and each tensor has its strides, which may have any
+ * sign or be 0, and need not be multiples of the element's size. Parameters and statistics are vectors of length `c`.
+ *
+ * An operand that the kernel does not use is ignored. A null `gamma` stands for ones, a null `beta` for zeros; a null
+ * output is not computed. `input_delta` and `normalized` may be the very memory of `input` or `normalized_delta`, with
+ * the same strides.
  */
 typedef struct bnbp_arguments {
-    bnbp_type type;               /**< Element type of every operand. */
-    ptrdiff_t n;                  /**< Product of the axes before the channel axis. */
-    ptrdiff_t c;                  /**< Number of channels. */
-    ptrdiff_t s;                  /**< Product of the axes after the channel axis. */
-    double epsilon;               /**< Added to the variance; finite and >= 0. */
-    int num_threads;              /**< Upper limit of the team's size; >= 1. */
-    const void* input;            /**< (n, c, s) */
-    const void* gamma;            /**< (c), or null */
-    const void* beta;             /**< (c), or null */
-    const void* mean;             /**< (c) */
-    const void* variance;         /**< (c) */
+    bnbp_type type;                            /**< Element type of the tensors. */
+    bnbp_type parameter_type;                  /**< Element type of parameters and statistics. */
+    ptrdiff_t n;                               /**< Product of the axes before the channel axis. */
+    ptrdiff_t c;                               /**< Number of channels. */
+    ptrdiff_t s;                               /**< Product of the axes after the channel axis. */
+    int before;                                /**< Number of axes that `n` is the product of. */
+    int after;                                 /**< Number of axes that `s` is the product of. */
+    const ptrdiff_t* lengths;                  /**< (before + after), or null */
+    const ptrdiff_t* input_strides;            /**< Bytes: (before + after) of the axes, then that of the channels. */
+    const ptrdiff_t* normalized_delta_strides; /**< Likewise. */
+    const ptrdiff_t* output_strides;           /**< Likewise, of `normalized` or `input_delta`. */
+    double epsilon;                            /**< Added to the variance; finite and >= 0. */
+    double count;         /**< Elements of a channel: n * s, or those of the whole batch that this is a part of. */
+    int num_threads;      /**< Upper limit of the team's size; >= 1. */
+    const void* input;    /**< (n, c, s) */
+    const void* gamma;    /**< (c), or null */
+    const void* beta;     /**< (c), or null */
+    const void* mean;     /**< (c) */
+    const void* variance; /**< (c) */
     const void* normalized_delta; /**< (n, c, s) */
-    void* normalized;             /**< (n, c, s), or null */
-    void* batch_mean;             /**< (c), or null */
-    void* batch_variance;         /**< (c), or null */
-    void* input_delta;            /**< (n, c, s), or null */
-    void* gamma_delta;            /**< (c), or null */
-    void* beta_delta;             /**< (c), or null */
+    const void* delta_sum; /**< (c), binary64: the whole batch's sum of `normalized_delta`; null: to be computed */
+    const void* delta_centered_sum; /**< (c), binary64: that of `normalized_delta * (input - mean)` */
+    void* normalized;               /**< (n, c, s), or null */
+    void* batch_mean;               /**< (c), or null */
+    void* batch_variance;           /**< (c), or null */
+    void* input_delta;              /**< (n, c, s), or null */
+    void* gamma_delta;              /**< (c), or null */
+    void* beta_delta;               /**< (c), or null */
+    void* statistics_mean;          /**< (c), binary64, or null */
+    void* statistics_m2;            /**< (c), binary64, or null: sum of the squared deviations from the mean */
+    void* reduced_delta;            /**< (c), binary64, or null: `delta_sum` of this batch */
+    void* reduced_product;          /**< (c), binary64, or null: its `delta_centered_sum` */
 } bnbp_arguments;
 
 /** An operator's kernel. It needs no GIL and may be called from many threads at once. */
@@ -74,8 +94,8 @@ typedef struct bnbp_kernels {
     int default_num_threads;        /**< Used where a caller asks for 0 threads; set when bnbp is imported. */
     int region_entered;             /**< 1 once this process has started a team of more than one thread. */
     int serial;                     /**< 1 in a child forked after that: a new team would hang there. */
-    bnbp_kernel training;           /**< BatchNormTraining */
-    bnbp_kernel training_backprop;  /**< BatchNormTrainingBackprop */
+    bnbp_kernel training;           /**< BatchNormTraining, and its statistics */
+    bnbp_kernel training_backprop;  /**< BatchNormTrainingBackprop, and its two halves */
     bnbp_kernel inference;          /**< BatchNormInference */
     bnbp_kernel inference_backprop; /**< The gradient of BatchNormInference. */
 } bnbp_kernels;

@@ -1,0 +1,154 @@
+"""How the statistics of the parts of a batch become those of the whole."""
+
+from collections.abc import Iterable
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._core import integer_of
+from ._results import BatchNormStatistics
+
+__all__ = ["merge_statistics"]
+
+Array = NDArray[np.float64]
+Part = tuple[int, Array, Array]
+
+
+def merge_statistics(*parts: Part | Iterable[Part]) -> BatchNormStatistics:
+    r"""Statistics of a whole batch from those of its parts.
+
+    With the counts :math:`m_k` of the parts, their means :math:`\mu_k` and their sums of squared deviations
+    :math:`s_k`,
+
+    .. math::
+
+       m = \sum_k m_k, \qquad
+       \mu = \frac1m \sum_k m_k \mu_k, \qquad
+       s = \sum_k \left( s_k + m_k (\mu_k - \mu)^2 \right) .
+
+    Parameters
+    ----------
+    *parts : tuple of (int, ndarray, ndarray)
+        What :func:`batch_norm_training_statistics` returned for each part, or an earlier result of this function: the
+        number of elements of a channel, and two float64 arrays of shape (C,). A single argument may be an iterable of
+        those. Parts without elements change nothing.
+
+    Returns
+    -------
+    BatchNormStatistics
+        Named tuple of ``count``, ``mean`` and ``m2``.
+
+    Raises
+    ------
+    TypeError
+        If a part is not a tuple of three, or a count is not an integer.
+    ValueError
+        If there are no parts, a count is negative, or the arrays are not float64 of one shape (C,).
+
+    Notes
+    -----
+    The sums are carried in twice the precision of float64, in the order of the arguments, and rounded once, at the end.
+    So any number of parts are merged with no more error than the parts have, and the same parts in the same order give
+    the same bits. The formulas are the symmetric form of those of T. F. Chan, G. H. Golub and R. J. LeVeque, "Algorithms
+    for computing the sample variance", The American Statistician 37 (1983), 242-247.
+
+    Examples
+    --------
+    >>> import numpy as np, bnbp
+    >>> x = np.array([[1.0, 5.0], [2.0, 5.0], [6.0, 5.0]])
+    >>> bnbp.merge_statistics(*map(bnbp.batch_norm_training_statistics, (x[:1], x[1:])))
+    BatchNormStatistics(count=3, mean=array([3., 5.]), m2=array([14.,  0.]))
+    """
+    if len(parts) == 1 and not (isinstance(parts[0], tuple) and parts[0] and not isinstance(parts[0][0], tuple)):
+        parts = tuple(cast(Iterable[Part], parts[0]))
+    checked = _check(parts)
+    full = [part for part in checked if part.count] or checked[:1]
+    count = sum(part.count for part in full)
+    first = full[0].mean
+    with np.errstate(all="ignore"):  # a channel with a NaN or an infinity has no more than that to say
+        # Every mean is taken as its distance from the first: equal ones are then exactly at 0.
+        distances = [_two_sum(part.mean, -first) for part in full]
+        zero = np.zeros_like(first)
+        total = m2 = (zero, zero)
+        for part, distance in zip(full, distances, strict=True):
+            total = _add(total, _times(distance, part.count))
+        offset = _over(total, count) if count else total
+        for part, distance in zip(full, distances, strict=True):
+            apart = _add(distance, (-offset[0], -offset[1]))
+            m2 = _add(m2, _add((part.m2, zero), _times(_square(apart), part.count)))
+        mean, rest = _two_sum(first, offset[0])
+        mean += rest + offset[1]
+        plain = sum(part.mean * part.count for part in full) / (count or np.nan)
+    finite = np.isfinite(mean)
+    return BatchNormStatistics(count, np.where(finite, mean, plain), np.where(finite, m2[0] + m2[1], np.nan))
+
+
+def _check(parts: tuple[object, ...]) -> list[BatchNormStatistics]:
+    if not parts:
+        raise ValueError("merge_statistics: expected at least 1 part, got none")
+    checked: list[BatchNormStatistics] = []
+    for k, part in enumerate(parts):
+        name = f"parts[{k}]"
+        if not isinstance(part, tuple) or len(part) != 3:
+            raise TypeError(f"{name}: expected (count, mean, m2), got {type(part).__name__}")
+        count = integer_of(f"{name} (count)", part[0], 0)
+        arrays = []
+        for field, value in zip(("mean", "m2"), part[1:], strict=True):
+            array = np.asarray(value)
+            shape = checked[0].mean.shape if checked else array.shape
+            if array.dtype != np.float64:
+                raise TypeError(f"{name} ({field}): expected float64, got {array.dtype}")
+            if array.ndim != 1 or array.shape != shape:
+                expected = f"shape {shape}, that of the first part" if checked else "one axis, the channels"
+                raise ValueError(f"{name} ({field}): expected {expected}, got shape {array.shape}")
+            arrays.append(array)
+        checked.append(BatchNormStatistics(count, *arrays))
+    return checked
+
+
+# A number as the unevaluated sum of two, about 106 bits: T. J. Dekker, "A floating-point technique for extending the
+# available precision", Numerische Mathematik 18 (1971), 224-242.
+Twofold = tuple[Array, Array]
+
+
+def _two_sum(a: Array, b: Array) -> Twofold:
+    """a + b exactly (Knuth)."""
+    s = a + b
+    back = s - a
+    return s, (a - (s - back)) + (b - back)
+
+
+def _two_product(a: Array, b: Array | float) -> Twofold:
+    """a * b exactly, short of overflow and underflow."""
+    p = a * b
+    (a1, a2), (b1, b2) = _halves(a), _halves(b)
+    return p, ((a1 * b1 - p) + a1 * b2 + a2 * b1) + a2 * b2
+
+
+def _halves(a: Array | float) -> tuple[Array | float, Array | float]:
+    """Two numbers of 26 bits, whose sum is a."""
+    big = 134217729.0 * a
+    high = big - (big - a)
+    return high, a - high
+
+
+def _add(a: Twofold, b: Twofold) -> Twofold:
+    s, rest = _two_sum(a[0], b[0])
+    return _two_sum(s, rest + (a[1] + b[1]))
+
+
+def _times(a: Twofold, b: float) -> Twofold:
+    p, rest = _two_product(a[0], b)
+    return _two_sum(p, rest + a[1] * b)
+
+
+def _square(a: Twofold) -> Twofold:
+    p, rest = _two_product(a[0], a[0])
+    return _two_sum(p, rest + 2 * a[0] * a[1])
+
+
+def _over(a: Twofold, b: float) -> Twofold:
+    q = a[0] / b
+    p, rest = _two_product(q, b)
+    return _two_sum(q, ((a[0] - p) - rest + a[1]) / b)
