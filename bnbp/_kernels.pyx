@@ -82,6 +82,8 @@ from bnbp.kernels cimport (
 cdef extern from "_machine.h" nogil:
     ctypedef short float16
     ctypedef unsigned short bfloat16
+    ctypedef struct wide_block:
+        float[256] at
 
 ctypedef fused real:   # the type of the tensors
     float16
@@ -104,8 +106,16 @@ cdef extern from "_machine.h" nogil:
     void widen(double* to, const float16* source)
     void widen(double* to, const bfloat16* source)
     void widen(double* to, const float* source)
+    void widen_any(double* to, const float16* source)
+    void widen_any(double* to, const bfloat16* source)
+    void widen_any(double* to, const float* source)
+    void widen_any(float* to, const float16* source)
+    void widen_any(float* to, const bfloat16* source)
+    const int BNBP_WIDENS_AT_ONCE
     void widen(float* to, const float16* source)
     void widen(float* to, const bfloat16* source)
+    void split_pairs(float* to, const bfloat16* source)
+    void join_pairs(bfloat16* to, const float* source)
     void narrow(float16* to, const float* source)
     void narrow(bfloat16* to, const float* source)
     void narrow(float16* to, const double* source)
@@ -114,6 +124,7 @@ cdef extern from "_machine.h" nogil:
     void stream_line(void* to, const void* source)
     void stream_fence()
     double product_error(double a, double b, double p)
+    double plus_exact_product(double a, double b, double c)
     double one()
     double plus(double a, double b, double one)
     double minus(double a, double b, double one)
@@ -238,8 +249,11 @@ cdef struct Channel:
 
 
 cdef inline void add_term(double* delta, double* delta_lo, double* product, double* product_lo, double x, double dy,
-                          double mean, bint statistics, double unit, real tag) noexcept nogil:
-    """Adds an element to the sums. For statistics the deviation x - mean takes the place of dy."""
+                          double mean, bint statistics, bint exact, double unit, real tag) noexcept nogil:
+    """Adds an element to the sums. For statistics the deviation x - mean takes the place of dy.
+
+    `exact` says that no product rounds, see e.
+    """
     cdef Twofold centered, square
     cdef double d, d_lo = 0.0
     if real is double:
@@ -257,7 +271,7 @@ cdef inline void add_term(double* delta, double* delta_lo, double* product, doub
         centered.hi = x - mean
         d = centered.hi if statistics else dy
         delta[0] += d
-        product[0] += d * centered.hi
+        product[0] = plus_exact_product(d, centered.hi, product[0]) if exact else product[0] + d * centered.hi
 
 
 cdef inline void add_part(double* hi, double* lo, double part, double part_lo, real tag) noexcept nogil:
@@ -334,7 +348,7 @@ cdef Plan plan_of(const bnbp_arguments* a, Operator operator, bint reduces, bint
     p.streams = elements * size >= l2 and not in_place
     p.team = 1 if kernels_.serial or elements < REGION else min(a.num_threads, MAX_TEAM)
     p.runs = a.s >= RUN
-    p.far = not reduces or elements * bytes_read > l2 // 2
+    p.far = True
     p.merge = p.per_run = p.width = p.length = 1
     p.chunks = p.chunk_rows = 0
     p.shared = p.fused = False
@@ -465,21 +479,25 @@ cdef struct Lanes:         # the sums of a channel's runs: lane i % LANES has th
 
 
 cdef inline void add_lanes(const real* x, const real* dy, const double* mean, Py_ssize_t each, double* delta,
-                           double* delta_lo, double* product, double* product_lo, bint statistics, double unit
-                           ) noexcept nogil:
+                           double* delta_lo, double* product, double* product_lo, bint statistics, bint exact,
+                           double unit) noexcept nogil:
     """Adds LANES elements side by side to their sums; `each` has its own mean (1), or all the same (0)."""
     cdef double[LANES] xs, dys
     cdef Py_ssize_t lane
     if real is double:
         for lane in range(16):  # literal bounds: with an enum GCC keeps the lanes in memory
             add_term(&delta[lane], &delta_lo[lane], &product[lane], &product_lo[lane], x[lane], dy[lane],
-                     mean[lane * each], statistics, unit, <real> 0)
+                     mean[lane * each], statistics, exact, unit, <real> 0)
     else:
-        widen(xs, x)
-        widen(dys, x if statistics else dy)
+        if each:
+            widen(xs, x)
+            widen(dys, x if statistics else dy)
+        else:
+            widen_any(xs, x)
+            widen_any(dys, x if statistics else dy)
         for lane in range(16):
             add_term(&delta[lane], &delta_lo[lane], &product[lane], &product_lo[lane], xs[lane], dys[lane],
-                     mean[lane * each], statistics, unit, <real> 0)
+                     mean[lane * each], statistics, exact, unit, <real> 0)
 
 
 cdef inline void look_ahead(const real* x, const real* dy, Py_ssize_t ahead, bint both) noexcept nogil:
@@ -491,7 +509,8 @@ cdef inline void look_ahead(const real* x, const real* dy, Py_ssize_t ahead, bin
 
 
 cdef inline void reduce_lanes(const real* x, const real* dy, Py_ssize_t count, Py_ssize_t ahead, double mean,
-                              bint statistics, Lanes* sums) noexcept nogil:
+                              bint statistics, bint exact, bint pairs, Lanes* sums) noexcept nogil:
+    """`pairs`: the lanes of even places come before those of odd ones."""
     cdef double[LANES] delta, delta_lo, product, product_lo  # local arrays, which become registers
     cdef Py_ssize_t i, lane, whole_lanes = count - count % LANES
     cdef double unit = one()
@@ -499,23 +518,58 @@ cdef inline void reduce_lanes(const real* x, const real* dy, Py_ssize_t count, P
         delta[lane] = delta_lo[lane] = product[lane] = product_lo[lane] = 0.0
     for i in range(0, whole_lanes, 16):
         look_ahead(x + i, dy + i, ahead, not statistics)
-        add_lanes(x + i, dy + i, &mean, 0, delta, delta_lo, product, product_lo, statistics, unit)
+        add_lanes(x + i, dy + i, &mean, 0, delta, delta_lo, product, product_lo, statistics, exact, unit)
     for lane in range(16):
         add_part(&sums.delta[lane], &sums.delta_lo[lane], delta[lane], delta_lo[lane], <real> 0)
         add_part(&sums.product[lane], &sums.product_lo[lane], product[lane], product_lo[lane], <real> 0)
     for i in range(whole_lanes, count):
         lane = i - whole_lanes
+        if pairs:
+            lane = lane % 2 * 8 + lane // 2
         add_term(&sums.delta[lane], &sums.delta_lo[lane], &sums.product[lane], &sums.product_lo[lane], x[i], dy[i],
-                 mean, statistics, 1.0, <real> 0)
+                 mean, statistics, exact, 1.0, <real> 0)
+
+
+cdef inline void widen_block(float* to, const real* source, Py_ssize_t count, Py_ssize_t ahead) noexcept nogil:
+    """16-bit numbers as float32; asks for what comes `ahead` elements later, unless that is 0."""
+    cdef Py_ssize_t i, whole_lanes = count - count % LANES
+    if real is float16 or real is bfloat16:
+        if ahead:
+            prefetch(source + ahead, count * sizeof(real))
+        for i in range(0, whole_lanes, 16):
+            widen_any(to + i, source + i)
+        for i in range(whole_lanes, count):
+            to[i] = source[i]
 
 
 cdef void reduce_block(const real* x, const real* dy, Py_ssize_t count, Py_ssize_t ahead, double mean, bint statistics,
                        Lanes* sums) noexcept nogil:
-    """Adds a part of a run to the lanes' sums, and asks for what comes `ahead` elements later."""
-    if statistics:
-        reduce_lanes(x, x, count, ahead, mean, True, sums)
+    """Adds a block of a run, or less, to the lanes' sums, and asks for what comes `ahead` elements later."""
+    cdef wide_block xs, dys
+    cdef bint pairs = real is bfloat16
+    if sizeof(real) > 2 or BNBP_WIDENS_AT_ONCE:
+        if statistics:
+            reduce_lanes(x, x, count, ahead, mean, True, False, pairs, sums)
+        else:
+            reduce_lanes(x, dy, count, ahead, mean, False, real is float16, pairs, sums)
     else:
-        reduce_lanes(x, dy, count, ahead, mean, False, sums)
+        widen_block(xs.at, x, count, ahead)
+        if statistics:
+            reduce_lanes(<const float*> xs.at, <const float*> xs.at, count, 0, mean, True, False, pairs, sums)
+        else:
+            widen_block(dys.at, dy, count, ahead)
+            reduce_lanes(<const float*> xs.at, <const float*> dys.at, count, 0, mean, False, real is float16, pairs,
+                         sums)
+
+
+cdef inline double center(double mean, real tag) noexcept nogil:
+    """What `reduce` subtracts in the place of the mean, so that products of float16 are exact, see e."""
+    if real is float16:
+        if fabs(mean) < 131072.0:
+            mean = (mean + 402653184.0) - 402653184.0  # 1.5 * 2^28: to a multiple of 2^-24
+        elif mean - mean == 0:
+            mean = 0.0
+    return mean
 
 
 cdef inline void fold(double* hi, double* lo, real tag) noexcept nogil:
@@ -564,16 +618,28 @@ cdef inline void reduce_columns(
     LANES positions at a time, whose accumulators are in registers on their way down the rows.
     """
     cdef double[LANES] d, d_lo, q, q_lo, means  # local arrays, which become registers
+    cdef wide_block xs, dys
     cdef Py_ssize_t i, at, row, lane, whole_lanes = count - count % LANES
     cdef double unit = one()
     for i in range(0, whole_lanes, 16):
+        if real is float16 or real is bfloat16:
+            for row in range(rows):
+                at = row * pitch + i
+                look_ahead(x + at, dy + at, ahead, not statistics)
+                widen(xs.at + row * 16, x + at)
+                if not statistics:
+                    widen(dys.at + row * 16, dy + at)
         for lane in range(16):
             means[lane] = mean[i + lane]
             d[lane] = d_lo[lane] = q[lane] = q_lo[lane] = 0.0
         for row in range(rows):
-            at = row * pitch + i
-            look_ahead(x + at, dy + at, ahead, not statistics)
-            add_lanes(x + at, dy + at, means, 1, d, d_lo, q, q_lo, statistics, unit)
+            if real is float16 or real is bfloat16:
+                add_lanes(<const float*> xs.at + row * 16, <const float*> dys.at + row * 16, means, 1, d, d_lo, q,
+                          q_lo, statistics, real is float16 and not statistics, unit)
+            else:
+                at = row * pitch + i
+                look_ahead(x + at, dy + at, ahead, not statistics)
+                add_lanes(x + at, dy + at, means, 1, d, d_lo, q, q_lo, statistics, False, unit)
         for lane in range(16):
             add_part(&delta[i + lane], &delta_lo[i + lane], d[lane], d_lo[lane], <real> 0)
             add_part(&product[i + lane], &product_lo[i + lane], q[lane], q_lo[lane], <real> 0)
@@ -581,7 +647,8 @@ cdef inline void reduce_columns(
         d[0] = d_lo[0] = q[0] = q_lo[0] = 0.0
         for row in range(rows):
             at = row * pitch + i
-            add_term(d, d_lo, q, q_lo, x[at], dy[at], mean[i], statistics, unit, <real> 0)
+            add_term(d, d_lo, q, q_lo, x[at], dy[at], mean[i], statistics, real is float16 and not statistics, unit,
+                     <real> 0)
         add_part(&delta[i], &delta_lo[i], d[0], d_lo[0], <real> 0)
         add_part(&product[i], &product_lo[i], q[0], q_lo[0], <real> 0)
 
@@ -603,7 +670,7 @@ cdef void reduce_rows(
     while position < t.length:
         for c in range(channels):
             for _i in range(s):
-                mean[position] = means[c * stride]
+                mean[position] = means[c * stride] if statistics else center(means[c * stride], <real> 0)
                 position += 1
     for i in range(t.length):
         delta[i] = product[i] = 0.0
@@ -671,6 +738,11 @@ cdef inline void finish_chunk(Sums* sums, double shift, double count) noexcept n
 
 # ---------------------------------------------------------------- apply
 
+cdef inline Py_ssize_t block_of(real tag) noexcept nogil:
+    """Elements of a block: twice as many of 16 bits, which are as many bytes."""
+    return 2 * BLOCK if sizeof(real) == 2 else BLOCK
+
+
 cdef inline Py_ssize_t line_of(real tag) noexcept nogil:
     """Elements of a line: whole cache lines, and whole lanes."""
     return max(LANES, 64 // <Py_ssize_t> sizeof(real))
@@ -713,14 +785,39 @@ cdef inline void apply_lanes(const real* x, const real* dy, real* to, const arit
         stream_half_line(to, lanes)
 
 
+cdef inline void apply_pairs(const real* x, const real* dy, real* to, arith a, arith b, arith c, arith d, bint normalize,
+                             bint streams) noexcept nogil:
+    """A line of bfloat16, those at even places apart from the others."""
+    cdef float[32] xs, dys, results
+    cdef real[32] line
+    cdef Py_ssize_t k
+    if real is bfloat16 and arith is float:
+        split_pairs(xs, x)
+        split_pairs(dys, x if normalize else dy)
+        for k in range(32):
+            results[k] = value(xs[k], dys[k], a, b, c, d, normalize)
+        join_pairs(line, results)
+        if streams:
+            stream_line(to, line)
+        else:
+            memcpy(to, line, 64)
+
+
 cdef inline void apply_lines(const real* x, const real* dy, real* to, Py_ssize_t count, Py_ssize_t ahead,
                              const Channel* channel, bint normalize, bint streams, arith tag) noexcept nogil:
     """Whole lanes of a run. Asks for what comes `ahead` elements later."""
     cdef arith a = <arith> channel.a, b = <arith> channel.b, c = <arith> channel.c, d = <arith> channel.d
-    cdef Py_ssize_t i
-    for i in range(0, count, 16):
+    cdef Py_ssize_t i = 0
+    if real is bfloat16 and arith is float:
+        if count >= 32 and (not streams or past_line(to) == 0):
+            for i in range(0, count - 31, 32):
+                look_ahead(x + i, dy + i, ahead, not normalize)
+                apply_pairs(x + i, dy + i, to + i, a, b, c, d, normalize, streams)
+            i = count - count % 32
+    while i < count:
         look_ahead(x + i, dy + i, ahead, not normalize)
         apply_lanes(x + i, dy + i, to + i, &a, &b, &c, &d, 0, normalize, streams)
+        i += LANES
 
 
 cdef inline void apply_border(const real* x, const real* dy, real* to, Py_ssize_t border, const Channel* left,
@@ -766,6 +863,9 @@ cdef inline void apply_part(const real* x, const real* dy, real* to, Py_ssize_t 
         odd = past(to + i, LANES) if streams else 0
         if odd == 0 and count >= LANES:
             count -= count % LANES
+            if real is bfloat16:
+                if streams and past_line(to + i):  # up to the next whole line
+                    count = LANES
             if single:
                 apply_lines(x + i, dy + i, to + i, count, ahead, channel, normalize, streams, <float> 0)
             else:
@@ -916,7 +1016,7 @@ cdef void sweep(
     cdef bint from_dy = p.operator == INFERENCE_BACKPROP
     cdef Py_ssize_t n0 = chunk // p.per_run * p.chunk_rows, s0 = chunk % p.per_run * p.length
     cdef Py_ssize_t length = min(p.s - s0, p.length), pitch = p.c * p.s, segment = (r1 - r0) * p.s
-    cdef Py_ssize_t n, q, i, count, first, last, stop, ahead, near
+    cdef Py_ssize_t n, q, i, count, first, last, stop, ahead, near, block = block_of(<real> 0)
     cdef Py_ssize_t far = AHEAD // <Py_ssize_t> sizeof(real) if p.far else 0
     cdef Cursor cursor
     cdef const real* ax
@@ -928,7 +1028,7 @@ cdef void sweep(
     if r0 < r1:
         memset(lanes, 0, (r1 - r0) * sizeof(Lanes))
     for q in range(r1 - r0):
-        shift[q] = x[n0, r0 + q, s0] if statistics else channels[r0 + q].mean
+        shift[q] = x[n0, r0 + q, s0] if statistics else center(channels[r0 + q].mean, <real> 0)
     for n in range(n0, min(n0 + p.chunk_rows, p.n)):
         rx = &x[n, 0, 0] + r0 * p.s + s0
         rdy = &dy[n, 0, 0] + r0 * p.s + s0
@@ -945,7 +1045,7 @@ cdef void sweep(
         cursor.at = first
         cursor.q = -1 if first < 0 else 0
         cursor.end = 0 if first < 0 else p.s
-        stop = first + BLOCK - (past_line(to + first) if p.streams else 0)  # so that blocks end where lines do
+        stop = first + block - (past_line(to + first) if p.streams else 0)  # so that blocks end where lines do
         # What it asks for ahead. Past the end of the unit's row comes its next one, or the first of the next unit.
         ahead = min(far, segment)
         near = segment - s0 - ahead
@@ -954,9 +1054,9 @@ cdef void sweep(
             if cursor.at < last:
                 apply_block(ax, ady, to, min(stop, last), p.s, 0 if p.fused else far, channels + a0, normalize,
                             p.streams, &cursor)
-                stop += BLOCK
+                stop += block
             if q < r1 - r0:
-                count = min(length - i, BLOCK)
+                count = min(length - i, block)
                 if near <= 0 and far:  # once in a row
                     near = p.c * p.s
                     ahead += pitch - segment if n + 1 < p.n else -(p.n - 1) * pitch
@@ -1090,6 +1190,9 @@ cdef void finish(const bnbp_arguments* a, const Plan* p, Sums sums, Channel* ch,
         return
 
     delta, product = whole(sums.delta, sums.delta_lo), whole(sums.product, sums.product_lo)
+    if real is float16:
+        if ch.mean - ch.mean == 0:  # sum dy (x - mean) = sum dy (x - center) + (center - mean) sum dy
+            product.hi += (center(ch.mean, <real> 0) - ch.mean) * delta.hi
     if a.delta_sum is not NULL:
         delta = whole(number(a.delta_sum, c, BNBP_F64, 0.0), 0.0)
         product = whole(number(a.delta_centered_sum, c, BNBP_F64, 0.0), 0.0)

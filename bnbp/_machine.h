@@ -107,8 +107,8 @@ static inline uint16_t half_of_float(float value) {
     return (uint16_t)((magnitude < 0x38800000 ? tiny : magnitude < 0x47800000 ? normal : large) | sign);
 #endif
 }
-static inline uint16_t bfloat_of_float(float value) {
-    const uint32_t bits = bits_of(value), rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+static inline uint16_t bfloat_of_bits(uint32_t bits) {
+    const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
     return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : rounded);
 }
 
@@ -126,13 +126,18 @@ struct bfloat16 {
     uint16_t bits;
     bfloat16() = default;
     explicit constexpr bfloat16(int) : bits(0) {} /* a tag */
-    explicit bfloat16(float value) : bits(bfloat_of_float(value)) {}
+    explicit bfloat16(float value) : bits(bfloat_of_bits(bits_of(value))) {}
     explicit bfloat16(double value) : bfloat16(odd_float(value)) {}
     friend constexpr bool operator<(bfloat16, bfloat16) {
         return false;
     } /* Cython asks at compile time whether -1 < 0 */
     operator float() const { return float_of((uint32_t)bits << 16); }
 };
+
+/* Numbers on the stack where cache lines begin: otherwise every other store of a register would touch two. */
+typedef struct {
+    alignas(64) float at[256];
+} wide_block;
 
 /* 16 numbers in a wider type. Where `to` is an array that nothing else looks at, they stay in registers; left to
    itself, GCC loads a whole register of float32 and takes it apart, which costs a quarter more than to convert while
@@ -149,8 +154,18 @@ static inline void widen(float* to, const float16* from) {
 #endif
 }
 static inline void widen(float* to, const bfloat16* from) {
+#if defined(__AVX512F__)
+    const __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from));
+    _mm512_storeu_si512(to, _mm512_slli_epi32(bits, 16));
+#elif defined(__AVX2__)
+    for (int i = 0; i < 16; i += 8) {
+        const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)(from + i)));
+        _mm256_storeu_si256((__m256i*)(to + i), _mm256_slli_epi32(bits, 16));
+    }
+#else
     for (int i = 0; i < 16; ++i)
         to[i] = from[i];
+#endif
 }
 static inline void widen(double* to, const float* from) {
 #if defined(__AVX512F__)
@@ -164,35 +179,84 @@ static inline void widen(double* to, const float* from) {
         to[i] = from[i];
 #endif
 }
-template <typename Half> static inline void widen_half(double* to, const Half* from) {
-    float single[16];
-    widen(single, from);
+static inline void widen(double* to, const float16* from) {
 #if defined(__AVX512F__)
-    const __m512 all = _mm512_loadu_ps(single);
-    _mm512_storeu_pd(to, _mm512_cvtps_pd(_mm512_castps512_ps256(all)));
-    _mm512_storeu_pd(to + 8, _mm512_cvtps_pd(_mm512_extractf32x8_ps(all, 1)));
+    for (int i = 0; i < 16; i += 8)
+        _mm512_storeu_pd(to + i, _mm512_cvtps_pd(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(from + i)))));
 #else
-    widen(to, single);
+    for (int i = 0; i < 16; ++i)
+        to[i] = from[i];
 #endif
 }
-static inline void widen(double* to, const float16* from) { widen_half(to, from); }
-static inline void widen(double* to, const bfloat16* from) { widen_half(to, from); }
+static inline void widen(double* to, const bfloat16* from) {
+    for (int i = 0; i < 16; ++i)
+        to[i] = from[i];
+}
+
+/* 16 numbers for a sum, whose order is free: of bfloat16 those at even places come first, as registers have them. */
+static inline void widen_any(double* to, const float* from) { widen(to, from); }
+static inline void widen_any(double* to, const float16* from) { widen(to, from); }
+static inline void widen_any(double* to, const bfloat16* from) {
+#if defined(__AVX512F__)
+    const __m256i pairs = _mm256_loadu_si256((const __m256i*)from), top = _mm256_set1_epi32((int)0xffff0000);
+    _mm512_storeu_pd(to, _mm512_cvtps_pd(_mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16))));
+    _mm512_storeu_pd(to + 8, _mm512_cvtps_pd(_mm256_castsi256_ps(_mm256_and_si256(pairs, top))));
+#else
+    for (int i = 0; i < 8; ++i)
+        to[i] = from[2 * i], to[i + 8] = from[2 * i + 1];
+#endif
+}
+static inline void widen_any(float* to, const float16* from) { widen(to, from); }
+static inline void widen_any(float* to, const bfloat16* from) {
+#if defined(__AVX2__)
+    const __m256i pairs = _mm256_loadu_si256((const __m256i*)from), top = _mm256_set1_epi32((int)0xffff0000);
+    _mm256_storeu_si256((__m256i*)to, _mm256_slli_epi32(pairs, 16));
+    _mm256_storeu_si256((__m256i*)(to + 8), _mm256_and_si256(pairs, top));
+#else
+    for (int i = 0; i < 8; ++i)
+        to[i] = from[2 * i], to[i + 8] = from[2 * i + 1];
+#endif
+}
+
+/* Whether sums of 16-bit numbers are best made without a detour over memory as float32. */
+#if defined(__AVX512F__)
+#define BNBP_WIDENS_AT_ONCE 1
+#else
+#define BNBP_WIDENS_AT_ONCE 0
+#endif
 
 /* 16 numbers in a 16-bit type. */
 static inline void narrow(float16* to, const float* from) {
 #if defined(__AVX512F__)
     _mm256_storeu_si256((__m256i*)to, _mm512_cvtps_ph(_mm512_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__F16C__)
-    for (int i = 0; i < 16; i += 8)
-        _mm_storeu_si128((__m128i*)(to + i), _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT));
+    const __m128i low = _mm256_cvtps_ph(_mm256_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT);
+    const __m128i high = _mm256_cvtps_ph(_mm256_loadu_ps(from + 8), _MM_FROUND_TO_NEAREST_INT);
+    _mm256_storeu_si256((__m256i*)to, _mm256_set_m128i(high, low)); /* at once, as it is loaded next */
 #else
     for (int i = 0; i < 16; ++i)
         to[i] = float16(from[i]);
 #endif
 }
+/* Not for every NaN: one whose last 16 bits are not 0 might round to a number. Arithmetic with bfloat16 makes none. */
 static inline void narrow(bfloat16* to, const float* from) {
+#if defined(__AVX512F__)
+    const __m512i bits = _mm512_loadu_si512(from), even = _mm512_set1_epi32(1), half = _mm512_set1_epi32(0x7fff);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), even);
+    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, half), odd);
+    _mm256_storeu_si256((__m256i*)to, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+#elif defined(__AVX2__)
+    __m256i top[2];
+    for (int i = 0; i < 2; ++i) {
+        const __m256i bits = _mm256_loadu_si256((const __m256i*)(from + 8 * i));
+        const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+        top[i] = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd), 16);
+    }
+    _mm256_storeu_si256((__m256i*)to, _mm256_permute4x64_epi64(_mm256_packus_epi32(top[0], top[1]), 0xd8));
+#else
     for (int i = 0; i < 16; ++i)
         to[i] = bfloat16(from[i]);
+#endif
 }
 static inline void narrow(float16* to, const double* from) {
     for (int i = 0; i < 16; ++i)
@@ -244,6 +308,59 @@ static inline void stream(void* to, const void* from, size_t bytes) {
 static inline void stream_fence(void) {
 #if defined(__SSE2__) || defined(_M_X64)
     _mm_sfence();
+#endif
+}
+
+/* 32 numbers of bfloat16 as float32, those at even places before the others, and back: a shift or a mask for each half,
+   where keeping them in order takes one more instruction for every 16 of them to read, and three to write. */
+static inline void split_pairs(float* to, const bfloat16* from) {
+#if defined(__AVX512F__)
+    const __m512i pairs = _mm512_loadu_si512(from);
+    _mm512_storeu_si512(to, _mm512_slli_epi32(pairs, 16));
+    _mm512_storeu_si512(to + 16, _mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000)));
+#elif defined(__AVX2__)
+    for (int i = 0; i < 16; i += 8) {
+        const __m256i pairs = _mm256_loadu_si256((const __m256i*)(from + 2 * i));
+        _mm256_storeu_si256((__m256i*)(to + i), _mm256_slli_epi32(pairs, 16));
+        _mm256_storeu_si256((__m256i*)(to + 16 + i), _mm256_and_si256(pairs, _mm256_set1_epi32((int)0xffff0000)));
+    }
+#else
+    for (int i = 0; i < 16; ++i)
+        to[i] = from[2 * i], to[i + 16] = from[2 * i + 1];
+#endif
+}
+static inline void join_pairs(bfloat16* to, const float* from) {
+#if defined(__AVX512F__)
+    const __m512i even = _mm512_loadu_si512(from), odd = _mm512_loadu_si512(from + 16), one = _mm512_set1_epi32(1),
+                  half = _mm512_set1_epi32(0x7fff), top = _mm512_set1_epi32((int)0xffff0000);
+    const __m512i even_bit = _mm512_and_si512(_mm512_srli_epi32(even, 16), one);
+    const __m512i odd_bit = _mm512_and_si512(_mm512_srli_epi32(odd, 16), one);
+    const __m512i low = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(even, half), even_bit), 16);
+    const __m512i high = _mm512_add_epi32(_mm512_add_epi32(odd, half), odd_bit);
+    _mm512_storeu_si512(to, _mm512_ternarylogic_epi32(high, top, low, 0xea)); /* high & top | low */
+#elif defined(__AVX2__)
+    const __m256i one = _mm256_set1_epi32(1), half = _mm256_set1_epi32(0x7fff), top = _mm256_set1_epi32((int)0xffff0000);
+    for (int i = 0; i < 16; i += 8) {
+        const __m256i even = _mm256_loadu_si256((const __m256i*)(from + i));
+        const __m256i odd = _mm256_loadu_si256((const __m256i*)(from + 16 + i));
+        const __m256i even_bit = _mm256_and_si256(_mm256_srli_epi32(even, 16), one);
+        const __m256i odd_bit = _mm256_and_si256(_mm256_srli_epi32(odd, 16), one);
+        const __m256i low = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(even, half), even_bit), 16);
+        const __m256i high = _mm256_and_si256(_mm256_add_epi32(_mm256_add_epi32(odd, half), odd_bit), top);
+        _mm256_storeu_si256((__m256i*)(to + 2 * i), _mm256_or_si256(high, low));
+    }
+#else
+    for (int i = 0; i < 16; ++i)
+        to[2 * i] = bfloat16(from[i]), to[2 * i + 1] = bfloat16(from[i + 16]);
+#endif
+}
+
+/* a * b + c, of factors whose product is exact: with one instruction or two, the bits are the same. */
+static inline double plus_exact_product(double a, double b, double c) {
+#if defined(__FMA__)
+    return fma(a, b, c);
+#else
+    return a * b + c;
 #endif
 }
 

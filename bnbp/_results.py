@@ -39,7 +39,7 @@ class BatchNormStatistics(NamedTuple):
     """What :func:`bnbp.batch_norm_training_statistics` returns, of a batch or of a part of one."""
 
     #: Elements of a channel.
-    count: int
+    count: int  # type: ignore[assignment]  # it hides tuple.count
     #: Mean of each channel, shape (C,), float64; NaN if there are no elements.
     mean: NDArray[np.float64]
     #: Sum of the squared deviations from the mean, shape (C,), float64.

@@ -63,7 +63,9 @@ def merge_statistics(*parts: Part | Iterable[Part]) -> BatchNormStatistics:
     if len(parts) == 1 and not (isinstance(parts[0], tuple) and parts[0] and not isinstance(parts[0][0], tuple)):
         parts = tuple(cast(Iterable[Part], parts[0]))
     checked = _check(parts)
-    full = [part for part in checked if part.count] or checked[:1]
+    full = [part for part in checked if part.count]
+    if not full:
+        return BatchNormStatistics(0, np.full_like(checked[0].mean, np.nan), np.zeros_like(checked[0].m2))
     count = sum(part.count for part in full)
     first = full[0].mean
     with np.errstate(all="ignore"):  # a channel with a NaN or an infinity has no more than that to say
@@ -73,13 +75,13 @@ def merge_statistics(*parts: Part | Iterable[Part]) -> BatchNormStatistics:
         total = m2 = (zero, zero)
         for part, distance in zip(full, distances, strict=True):
             total = _add(total, _times(distance, part.count))
-        offset = _over(total, count) if count else total
+        offset = _over(total, count)
         for part, distance in zip(full, distances, strict=True):
             apart = _add(distance, (-offset[0], -offset[1]))
             m2 = _add(m2, _add((part.m2, zero), _times(_square(apart), part.count)))
         mean, rest = _two_sum(first, offset[0])
         mean += rest + offset[1]
-        plain = sum(part.mean * part.count for part in full) / (count or np.nan)
+        plain = sum(part.mean * part.count for part in full) / count
     finite = np.isfinite(mean)
     return BatchNormStatistics(count, np.where(finite, mean, plain), np.where(finite, m2[0] + m2[1], np.nan))
 

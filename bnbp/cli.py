@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from rich.table import Table
 
 import bnbp
 
+from . import _outofcore
 from . import bench as benchmark
 from . import demo as network
 
@@ -162,9 +163,9 @@ def _flat(config: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 @app.command()
 def run(
-    file: Annotated[Path, typer.Argument(metavar="FILE.npz", help="Arrays by the operator's input names.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.npz|FOLDER", help="Arrays by the operator's input names.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="OUT.npz", help="Where to save the results, by output name.")
+        Path, typer.Option("--output", "-o", metavar="OUT", help="Where to save the results, by output name.")
     ],
     op: Annotated[
         Operator, typer.Option(metavar="OP", help=f"The operator: {', '.join(Operator)}.")
@@ -174,27 +175,48 @@ def run(
     num_threads: Annotated[
         int | None, typer.Option(metavar="N", help="Upper limit of threads.", show_default="as bnbp info says")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT.npz if it exists.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace results that exist.")] = False,
 ) -> None:
-    """Run an operator on the arrays of an .npz file, and save its results in another.
+    """Run an operator on the arrays of an .npz file, or of a folder of .npy files, and save its results in another.
 
     The inputs are input, gamma, beta, mean, variance and normalized_delta; training takes the first three and
     inference the first five, and gamma and beta may be left out (1 and 0). The results are input_delta, gamma_delta and
     beta_delta; or normalized, with batch_mean and batch_variance in training.
-    """
-    with suppress(OSError):  # one of them is not there
-        if output.samefile(file):
-            raise typer.BadParameter("it is the input file", param_hint="--output")
-    target = _check_output(output, force)
-    arrays = _read(file, op)
-    results = _compute(op, arrays, epsilon=epsilon, channel_axis=channel_axis, num_threads=num_threads)
-    _write(output, target, force, lambda stream: np.savez(stream, **results))
 
+    In a folder the arrays are input.npy, mean.npy and so on, and the tensors may be larger than memory: a small part of
+    each is there at a time. The results may go into the same folder.
+    """
+    options = {"epsilon": epsilon, "channel_axis": channel_axis, "num_threads": num_threads}
+    results = (_run_folder if os.path.isdir(file) else _run_file)(file, output, op, force, options)
     table = Table("result", "shape", "type", box=box.SIMPLE_HEAD)
     for name, array in results.items():
         table.add_row(name, str(array.shape), str(array.dtype))
     console.print(table)
     _print_line(f"saved in {output}")
+
+
+def _run_file(file: Path, output: Path, op: Operator, force: bool, options: dict[str, Any]) -> Arrays:
+    with suppress(OSError):  # one of them is not there
+        if output.samefile(file):
+            raise typer.BadParameter("it is the input file", param_hint="--output")
+    target = _check_output(output, force)
+    with _or_refuse():
+        arrays = _read(file, op)
+        inputs = {name: arrays.get(name) for name in INPUTS[op]}
+        result = getattr(bnbp, f"batch_norm_{op}")(**inputs, **options)
+    results: Arrays = {"normalized": result} if isinstance(result, np.ndarray) else result._asdict()
+    _write(output, target, force, lambda stream: np.savez(stream, **results))
+    return results
+
+
+def _run_folder(folder: Path, output: Path, op: Operator, force: bool, options: dict[str, Any]) -> Arrays:
+    with ExitStack() as inputs, _or_refuse():
+        _check_output_folder(output, op, force)
+        files = {name: inputs.enter_context(_open_npy(folder / f"{name}.npy")) for name in _npy_names(folder, op)}
+        _outofcore.check(op, files, **options)
+        with _new_files(output, _outofcore.RESULTS[op], force) as streams, _progress() as progress:
+            task = progress.add_task(op, total=_outofcore.steps(op, files))
+            return _outofcore.compute(op, files, streams, lambda: progress.advance(task), **options)
 
 
 def _check_output(output: Path, force: bool) -> Path:
@@ -211,6 +233,19 @@ def _check_output(output: Path, force: bool) -> Path:
         if target.exists() and not force:
             raise Failure(f"cannot {action}: it exists; --force replaces it")
     return target
+
+
+def _check_output_folder(output: Path, op: Operator, force: bool) -> None:
+    """Refuse a folder for the results of an operator as :func:`_check_output` refuses a file."""
+    action = f"write {output}"
+    with _or_fail_to(action):
+        if output.is_dir():
+            for name in _outofcore.RESULTS[op]:
+                _check_output(output / f"{name}.npy", force)
+        elif os.path.lexists(output):
+            raise Failure(f"cannot {action}: it is not a folder")
+        elif not output.absolute().parent.is_dir():
+            raise Failure(f"cannot {action}: there is no folder {output.parent}")
 
 
 def _read(path: Path, op: Operator) -> Arrays:
@@ -241,6 +276,25 @@ def _check_names(path: Path, op: Operator, names: list[str]) -> None:
         raise Failure(f"{path}: missing {', '.join(missing)}; {takes} (gamma and beta may be left out)")
 
 
+def _npy_names(folder: Path, op: Operator) -> list[str]:
+    """The inputs that a folder has; results of an earlier run may lie beside them."""
+    with _or_fail_to(f"read {folder}"):
+        names = sorted(path.stem for path in folder.iterdir() if path.suffix == ".npy")
+    names = [name for name in names if name not in _outofcore.RESULTS[op]]
+    _check_names(folder, op, names)
+    return names
+
+
+@contextmanager
+def _open_npy(path: Path) -> Iterator[_outofcore.NpyFile]:
+    with ExitStack() as opened:
+        with _or_fail_to(f"read {path}"):
+            if path.exists() and not path.is_file():
+                raise Failure(f"cannot read {path}: it is not an ordinary file")  # a pipe would keep us waiting
+            file = _outofcore.NpyFile(str(path), opened.enter_context(path.open("rb")))
+        yield file
+
+
 def _read_array(path: Path, archive: Any, name: str) -> NDArray[Any]:
     try:
         array = archive[name]
@@ -252,19 +306,18 @@ def _read_array(path: Path, archive: Any, name: str) -> NDArray[Any]:
         raise Failure(f"{path}: cannot read {name}: {error}") from error
     if not isinstance(array, np.ndarray):
         raise Failure(f"{path}: {name} is not an array")
-    return array
+    return array.view(_outofcore.element_type(f"{path}: {name}", array.dtype))
 
 
-def _compute(op: Operator, arrays: Arrays, **options: Any) -> Arrays:
-    """Results of the operator by their names."""
-    inputs = {name: arrays.get(name) for name in INPUTS[op]}
+@contextmanager
+def _or_refuse() -> Iterator[None]:
+    """Say what the operator has to say of its arguments, or of the files that they are in."""
     try:
-        result = getattr(bnbp, f"batch_norm_{op}")(**inputs, **options)
-    except (TypeError, ValueError) as error:  # the operator's own checks name the argument
+        yield
+    except (TypeError, ValueError, _outofcore.UnreadableError) as error:  # the operator's own checks name the argument
         raise Failure(str(error)) from error
     except MemoryError as error:
-        raise Failure("there is not enough memory for the results") from error
-    return {"normalized": result} if isinstance(result, np.ndarray) else result._asdict()
+        raise Failure("there is not enough memory") from error
 
 
 def _write(output: Path, target: Path, force: bool, write: Callable[[BinaryIO], None]) -> None:
@@ -284,6 +337,38 @@ def _write(output: Path, target: Path, force: bool, write: Callable[[BinaryIO], 
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def _new_files(folder: Path, names: Iterable[str], force: bool) -> Iterator[dict[str, BinaryIO]]:
+    """Write .npy files whole or not at all, and all or none: in the end each takes its name in the folder."""
+    with _or_fail_to(f"write {folder}"), ExitStack() as undo:
+        if not folder.exists():
+            folder.mkdir()
+            undo.callback(_remove_empty, folder)
+        temporaries = {name: folder / f".bnbp-{secrets.token_hex(8)}.tmp" for name in names}
+        streams: dict[str, BinaryIO] = {}
+        for name, temporary in temporaries.items():
+            undo.callback(temporary.unlink, missing_ok=True)
+            streams[name] = undo.enter_context(temporary.open("xb"))
+        yield streams
+        for stream in streams.values():
+            stream.flush()
+            os.fsync(stream.fileno())
+            stream.close()
+        for name, temporary in temporaries.items():
+            target = folder / f"{name}.npy"
+            if force:
+                temporary.replace(target)
+            else:
+                _rename_to_new(temporary, target)
+                undo.callback(target.unlink, missing_ok=True)
+        undo.pop_all()
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # somebody else has put something into it
+        folder.rmdir()
+
+
 def _rename_to_new(source: Path, target: Path) -> None:
     """Rename a file, unless the new name has appeared meanwhile: a plain rename would replace what has it."""
     try:
@@ -300,6 +385,12 @@ def _rename_to_new(source: Path, target: Path) -> None:
 def _print_line(text: str) -> None:
     """Print a line with a path in it: not wrapped, and not taken for markup."""
     console.print(_printable(text), soft_wrap=True, markup=False, highlight=False)
+
+
+def _progress() -> Progress:
+    """A progress bar, on a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 # bnbp demo
@@ -359,8 +450,7 @@ def _train(
     """Train each variant, with a progress bar; return the test accuracies after each epoch, and the seconds."""
     curves: dict[str, list[float]] = {}
     seconds: dict[str, float] = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with _progress() as progress:
         for name, operators in variants.items():
             start = time.perf_counter()
             training = network.train(network.build_network(operators, seed), digits, epochs, seed)

@@ -12,19 +12,33 @@ the operator reference; each line is one formula.
 (array([ 2., 10.]), array([1., 0.]))
 """
 
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ._results import BatchNormTrainingBackpropResult, BatchNormTrainingResult
+from ._results import (
+    BatchNormStatistics,
+    BatchNormTrainingBackpropResult,
+    BatchNormTrainingBackpropSums,
+    BatchNormTrainingResult,
+)
 
 __all__ = [
     "batch_norm_inference",
     "batch_norm_inference_backprop",
     "batch_norm_training",
     "batch_norm_training_backprop",
+    "batch_norm_training_backprop_apply",
+    "batch_norm_training_backprop_reduce",
+    "batch_norm_training_statistics",
+    "merge_statistics",
 ]
 
 Array = NDArray[np.float64]
+
+ALL = (True, True, True)
 
 
 def batch_norm_training(
@@ -36,16 +50,38 @@ def batch_norm_training(
     channel_axis: int = 1,
 ) -> BatchNormTrainingResult:
     """Normalise a batch with its own mean and (biased) variance; see :func:`bnbp.batch_norm_training`."""
+    batch = batch_norm_training_statistics(input, channel_axis=channel_axis)
+    normalized = batch_norm_inference(
+        input, gamma, beta, batch.mean, batch.variance, epsilon, channel_axis=channel_axis
+    )
+    return BatchNormTrainingResult(normalized, batch.mean, batch.variance)
+
+
+def batch_norm_training_statistics(input: ArrayLike, *, channel_axis: int = 1) -> BatchNormStatistics:
+    """Count, mean and squared deviations of a batch; see :func:`bnbp.batch_norm_training_statistics`."""
     x = np.asarray(input, np.float64)
+    m = _count(x, channel_axis)
     with np.errstate(invalid="ignore", divide="ignore"):  # no elements, or none that are finite: NaN
-        m = x.size // x.shape[channel_axis]
-        batch_mean = np.sum(x, _others(x, channel_axis)) / np.float64(m)
-        centered = x - _along(batch_mean, x, channel_axis)
+        mean = np.sum(x, _others(x, channel_axis)) / np.float64(m)
+        centered = x - _along(mean, x, channel_axis)
         # In exact arithmetic the second sum is zero; here it takes out what rounding the mean has put in.
         squares = np.sum(centered**2, _others(x, channel_axis))
-        batch_variance = (squares - np.sum(centered, _others(x, channel_axis)) ** 2 / m) / np.float64(m)
-    normalized = batch_norm_inference(x, gamma, beta, batch_mean, batch_variance, epsilon, channel_axis=channel_axis)
-    return BatchNormTrainingResult(normalized, batch_mean, batch_variance)
+        m2 = squares - np.sum(centered, _others(x, channel_axis)) ** 2 / max(m, 1)
+    return BatchNormStatistics(m, mean, m2)
+
+
+def merge_statistics(*parts: BatchNormStatistics | Iterable[BatchNormStatistics]) -> BatchNormStatistics:
+    """Statistics of the parts of a batch, as those of the whole; see :func:`bnbp.merge_statistics`."""
+    given = [part for group in parts for part in ([group] if isinstance(group, BatchNormStatistics) else group)]
+    filled = [part for part in given if part.count]
+    if not filled:
+        return given[0]
+    count = sum(part.count for part in filled)
+    first = filled[0].mean  # from which the others are measured: where all are the same, nothing is rounded
+    with np.errstate(invalid="ignore"):
+        mean = first + np.sum([part.count * (part.mean - first) for part in filled], axis=0) / count
+        m2 = np.sum([part.m2 + part.count * (part.mean - mean) ** 2 for part in filled], axis=0)
+    return BatchNormStatistics(count, mean, m2)
 
 
 def batch_norm_training_backprop(
@@ -58,21 +94,56 @@ def batch_norm_training_backprop(
     epsilon: float = 1e-5,
     *,
     channel_axis: int = 1,
+    output_mask: Sequence[bool] = ALL,
 ) -> BatchNormTrainingBackpropResult:
     """Gradient of :func:`batch_norm_training`; see :func:`bnbp.batch_norm_training_backprop`."""
+    sums = batch_norm_training_backprop_reduce(input, mean, normalized_delta, channel_axis=channel_axis)
+    return batch_norm_training_backprop_apply(
+        *(input, gamma, beta, mean, variance, normalized_delta, *sums, _count(np.asarray(input), channel_axis)),
+        epsilon,
+        channel_axis=channel_axis,
+        output_mask=output_mask,
+    )
+
+
+def batch_norm_training_backprop_reduce(
+    input: ArrayLike, mean: ArrayLike, normalized_delta: ArrayLike, *, channel_axis: int = 1
+) -> BatchNormTrainingBackpropSums:
+    """Sums of a batch or of a part of one; see :func:`bnbp.batch_norm_training_backprop_reduce`."""
+    x, dy = np.asarray(input, np.float64), np.asarray(normalized_delta, np.float64)
+    with np.errstate(invalid="ignore"):
+        delta_sum = np.sum(dy, _others(x, channel_axis))
+        delta_centered_sum = np.sum(dy * (x - _along(mean, x, channel_axis)), _others(x, channel_axis))
+    return BatchNormTrainingBackpropSums(delta_sum, delta_centered_sum)
+
+
+def batch_norm_training_backprop_apply(
+    input: ArrayLike,
+    gamma: ArrayLike | None,
+    beta: ArrayLike | None,
+    mean: ArrayLike,
+    variance: ArrayLike,
+    normalized_delta: ArrayLike,
+    delta_sum: ArrayLike,
+    delta_centered_sum: ArrayLike,
+    count: int,
+    epsilon: float = 1e-5,
+    *,
+    channel_axis: int = 1,
+    output_mask: Sequence[bool] = ALL,
+) -> BatchNormTrainingBackpropResult:
+    """Gradient from the sums of the whole batch; see :func:`bnbp.batch_norm_training_backprop_apply`."""
     x, dy = np.asarray(input, np.float64), np.asarray(normalized_delta, np.float64)
     scale, xhat = _scale_and_xhat(x, gamma, mean, variance, epsilon, channel_axis)
-    m = x.size // x.shape[channel_axis]
-
-    beta_delta = np.sum(dy, _others(x, channel_axis))
-    gamma_delta = np.sum(dy * xhat, _others(x, channel_axis))
-    if m <= 1:  # the output does not depend on the only element there is
+    beta_delta: Array = np.asarray(delta_sum, np.float64)
+    gamma_delta = _gamma_delta(delta_centered_sum, variance, epsilon)
+    if count <= 1:  # the output does not depend on the only element there is
         input_delta = np.zeros_like(x)
     else:
-        delta_mean = _along(beta_delta / m, x, channel_axis)
-        delta_xhat_mean = _along(gamma_delta / m, x, channel_axis)
+        delta_mean = _along(beta_delta / count, x, channel_axis)
+        delta_xhat_mean = _along(gamma_delta / count, x, channel_axis)
         input_delta = scale * (dy - delta_mean - xhat * delta_xhat_mean)
-    return BatchNormTrainingBackpropResult(input_delta, gamma_delta, beta_delta)
+    return _masked(output_mask, input_delta, gamma_delta, beta_delta)
 
 
 def batch_norm_inference(
@@ -102,24 +173,47 @@ def batch_norm_inference_backprop(
     epsilon: float = 1e-5,
     *,
     channel_axis: int = 1,
+    output_mask: Sequence[bool] = ALL,
 ) -> BatchNormTrainingBackpropResult:
     """Gradient of :func:`batch_norm_inference`; see :func:`bnbp.batch_norm_inference_backprop`."""
     x, dy = np.asarray(input, np.float64), np.asarray(normalized_delta, np.float64)
-    scale, xhat = _scale_and_xhat(x, gamma, mean, variance, epsilon, channel_axis)
-    beta_delta = np.sum(dy, _others(x, channel_axis))
-    gamma_delta = np.sum(dy * xhat, _others(x, channel_axis))
-    return BatchNormTrainingBackpropResult(scale * dy, gamma_delta, beta_delta)
+    scale, _ = _scale_and_xhat(x, gamma, mean, variance, epsilon, channel_axis)
+    beta_delta, delta_centered_sum = batch_norm_training_backprop_reduce(x, mean, dy, channel_axis=channel_axis)
+    return _masked(output_mask, scale * dy, _gamma_delta(delta_centered_sum, variance, epsilon), beta_delta)
+
+
+def _masked(output_mask: Sequence[bool], *outputs: Array) -> BatchNormTrainingBackpropResult:
+    """The outputs that are asked for, and None for the others."""
+    results: Any = (output if wanted else None for output, wanted in zip(outputs, output_mask, strict=True))
+    return BatchNormTrainingBackpropResult(*results)
+
+
+def _gamma_delta(delta_centered_sum: ArrayLike, variance: ArrayLike, epsilon: float) -> Array:
+    with np.errstate(invalid="ignore"):
+        gamma_delta: Array = np.asarray(delta_centered_sum, np.float64) * _inv_std(variance, epsilon)
+    return gamma_delta
+
+
+def _inv_std(variance: ArrayLike, epsilon: float) -> Array:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        inv_std: Array = 1 / np.sqrt(np.asarray(variance, np.float64) + epsilon)
+    return inv_std
 
 
 def _scale_and_xhat(
     x: Array, gamma: ArrayLike | None, mean: ArrayLike, variance: ArrayLike, epsilon: float, channel_axis: int
 ) -> tuple[Array, Array]:
     """``gamma * inv_std``, and the input normalised but not yet scaled and shifted."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        inv_std = 1 / np.sqrt(_along(variance, x, channel_axis) + epsilon)
+    inv_std = _along(_inv_std(variance, epsilon), x, channel_axis)
+    with np.errstate(invalid="ignore"):
         xhat: Array = (x - _along(mean, x, channel_axis)) * inv_std
         scale = inv_std if gamma is None else _along(gamma, x, channel_axis) * inv_std
     return scale, xhat
+
+
+def _count(x: NDArray[Any], channel_axis: int) -> int:
+    """Elements of a channel: the product of every axis but the channel axis."""
+    return x.size // int(x.shape[channel_axis])
 
 
 def _others(x: Array, channel_axis: int) -> tuple[int, ...]:

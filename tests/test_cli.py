@@ -11,6 +11,7 @@ import time
 import zipfile
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -67,7 +68,7 @@ def names_in(folder):
 
 def assert_refused(folder, *arguments, code=1, says=(), **options):
     """One line on standard error, none on the other, the exit code, and a folder as it was."""
-    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    before = contents(folder)
     done = bnbp_command(*arguments, cwd=folder, **options)
     assert done.returncode == code, done
     assert done.stdout == ""
@@ -76,8 +77,12 @@ def assert_refused(folder, *arguments, code=1, says=(), **options):
     assert done.stderr.endswith("\n")
     for text in says:
         assert text in done.stderr
-    assert before == {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert contents(folder) == before
     return done.stderr
+
+
+def contents(folder):
+    return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
 
 
 # What it does
@@ -115,6 +120,19 @@ def test_run_needs_neither_gamma_nor_beta_and_takes_channels_last(tmp_path):
     with np.load(tmp_path / "out.npz") as results:
         for name, value in expected._asdict().items():
             np.testing.assert_allclose(results[name], value, rtol=1e-5, atol=1e-5)
+
+
+def test_two_bytes_of_no_type_are_taken_for_bfloat16(tmp_path):
+    arrays = make_arrays()
+    arrays |= {name: arrays[name].astype(ml_dtypes.bfloat16) for name in ("input", "normalized_delta")}
+    np.savez(tmp_path / "in.npz", **arrays)
+    done = bnbp_command("run", "in.npz", "-o", "out.npz", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "bfloat16" in done.stdout
+    with np.load(tmp_path / "out.npz") as results:
+        input_delta = results["input_delta"].view(ml_dtypes.bfloat16).astype(np.float64)
+    expected = reference.batch_norm_training_backprop(**arrays).input_delta
+    np.testing.assert_allclose(input_delta, expected, rtol=2**-7, atol=2**-7)
 
 
 def test_run_says_what_it_saved_and_where(folder):
@@ -181,7 +199,7 @@ def test_the_installed_command_is_the_same(tmp_path):
     ("arguments", "says"),
     [
         ([], "Missing command"),
-        (["run"], "FILE.npz"),
+        (["run"], "FILE.npz|FOLDER"),
         (["run", "in.npz"], "--output"),
         (["run", "in.npz", "-o", "out.npz", "--op", "forward"], "'training_backprop'"),
         (["run", "in.npz", "-o", "out.npz", "--colour"], "--colour"),
@@ -242,10 +260,6 @@ def test_options_that_do_not_fit_the_arrays(folder, arguments, says):
 def test_an_input_that_is_not_there(folder):
     name = "not-there-" * 12 + "[bold].npz"
     assert_refused(folder, "run", name, "-o", "out.npz", says=[f"cannot read {name}: No such file"])
-
-
-def test_an_input_that_is_a_folder(folder):
-    assert_refused(folder, "run", ".", "-o", "out.npz", says=["cannot read .: Is a directory"])
 
 
 def test_a_name_with_control_characters_stays_on_one_line(folder):
@@ -435,3 +449,11 @@ def test_without_the_packages_of_the_command_line(folder, package):
 def test_the_demo_without_its_packages(folder):
     message = assert_refused(folder, "demo", program=without_package("sklearn"))
     assert message == "bnbp: the demo needs scikit-learn and matplotlib; run: pip install 'bnbp[demo]'\n"
+
+
+def test_bfloat16_without_its_package(folder):
+    arrays = make_arrays()
+    np.savez(folder / "in.npz", **{**arrays, "input": arrays["input"].astype(ml_dtypes.bfloat16)})
+    program = without_package("ml_dtypes")
+    message = assert_refused(folder, "run", "in.npz", "-o", "out.npz", program=program)
+    assert message == "bnbp: in.npz: input holds bfloat16; run: pip install ml_dtypes\n"

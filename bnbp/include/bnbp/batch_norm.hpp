@@ -420,6 +420,7 @@ public:
         const std::vector<std::size_t> order = memory_order(channel_axis);
         fold(order, channel_axis, arguments);
         if (!std::all_of(begin(), end(), [&](const Operand& operand) { return is_dense(operand, order); })) {
+            lengths_.push_back(arguments.c); // last, and so that there is one
             arguments.lengths = lengths_.data();
             for (Operand& operand : *this) {
                 operand.steps.push_back(static_cast<std::ptrdiff_t>(operand.strides[channel_axis]));

@@ -55,7 +55,7 @@ typedef struct bnbp_arguments {
     ptrdiff_t s;                               /**< Product of the axes after the channel axis. */
     int before;                                /**< Number of axes that `n` is the product of. */
     int after;                                 /**< Number of axes that `s` is the product of. */
-    const ptrdiff_t* lengths;                  /**< (before + after), or null */
+    const ptrdiff_t* lengths;                  /**< (before + after + 1), the last one `c`; or null */
     const ptrdiff_t* input_strides;            /**< Bytes: (before + after) of the axes, then that of the channels. */
     const ptrdiff_t* normalized_delta_strides; /**< Likewise. */
     const ptrdiff_t* output_strides;           /**< Likewise, of `normalized` or `input_delta`. */

@@ -1,0 +1,384 @@
+"""The operators on tensors in .npy files, which may be larger than memory.
+
+A pass goes through the tensors in slabs: boxes of at most ``SLAB`` bytes that are contiguous in the file, from its
+beginning to its end, each mapped while it is worked on. The slabs depend on the shape alone, and so do the bits of the
+results.
+
+An array in Fortran order is taken for its transpose, which is in C order: an operator does not mind in which order the
+axes are, as long as it knows the one of the channels.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+import bnbp
+
+__all__ = ["RESULTS", "NpyFile", "UnreadableError", "check", "compute", "element_type", "steps"]
+
+Array = NDArray[Any]
+Shape = tuple[int, ...]
+Box = tuple[slice, ...]
+
+#: Bytes of a tensor that are mapped at a time: worth many calls, and little beside a machine's memory.
+SLAB = 1 << 25
+
+#: The inputs that are gone through in slabs. The others have a value for each channel and are read whole.
+TENSORS = ("input", "normalized_delta")
+
+_DELTAS = ("input_delta", "gamma_delta", "beta_delta")
+
+#: The results of each operator. The first is a tensor; the others have a value for each channel.
+RESULTS = {
+    "training": ("normalized", "batch_mean", "batch_variance"),
+    "training_backprop": _DELTAS,
+    "inference": ("normalized",),
+    "inference_backprop": _DELTAS,
+}
+
+
+# ---------------------------------------------------------------- files
+
+
+class UnreadableError(Exception):
+    """A file is not what it should be. The message is for the user."""
+
+
+def element_type(name: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The type of elements that were saved: NumPy saves those of bfloat16 as two bytes of no type."""
+    if dtype != np.dtype("V2"):
+        return dtype
+    try:
+        import ml_dtypes
+    except ModuleNotFoundError as error:
+        raise UnreadableError(f"{name} holds bfloat16; run: pip install ml_dtypes") from error
+    bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return bfloat16
+
+
+class NpyFile:
+    """The array of a .npy file.
+
+    Parameters
+    ----------
+    name : str
+        What messages call the file.
+    stream : file
+        The file, at its beginning. It must stay open.
+
+    Raises
+    ------
+    UnreadableError
+        If it is no such file, holds Python objects, or is shorter than its header says.
+    """
+
+    def __init__(self, name: str, stream: BinaryIO) -> None:
+        self.name, self._stream, self._state = name, stream, _state_of(stream)
+        headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        try:
+            shape, self.fortran_order, dtype = headers[np.lib.format.read_magic(stream)](stream)
+            like = np.broadcast_to(np.zeros((), dtype), shape)
+        except OSError:
+            raise
+        except Exception as error:  # a damaged header can raise almost anything
+            raise UnreadableError(f"cannot read {name}: not an .npy file, or a damaged one") from error
+        if dtype.hasobject:
+            raise UnreadableError(f"{name} holds Python objects, which are not read")
+        self._offset = stream.tell()
+        missing = self._offset + math.prod(shape) * dtype.itemsize - self._state.size
+        if missing > 0:
+            raise UnreadableError(f"cannot read {name}: it ends {missing} bytes early")
+
+        #: An array of the same shape and type, but of a single element in memory.
+        self.like: Array = like.view(element_type(name, dtype))
+        #: The lengths of the axes in the order in which they are in the file.
+        self.file_shape: Shape = shape[::-1] if self.fortran_order else shape
+
+    def read(self) -> Array:
+        """The array, read whole."""
+        values = self._map(0, self.file_shape).copy()
+        return values.T if self.fortran_order else values
+
+    def window(self, box: Box, fortran_order: bool) -> Array:
+        """Map a box of the array, or of its transpose if `fortran_order`.
+
+        Raises
+        ------
+        UnreadableError
+            If the file is not as it was, or cannot be mapped.
+        """
+        if fortran_order != self.fortran_order:  # what is contiguous in the other order is all over this file
+            return self._map(0, self.file_shape).T[box]
+        first = np.ravel_multi_index([part.start for part in box], self.file_shape)
+        return self._map(int(first), tuple(part.stop - part.start for part in box))
+
+    def check_unchanged(self) -> None:
+        """Raise UnreadableError if the file has been written to."""
+        if _state_of(self._stream) != self._state:
+            raise UnreadableError(f"cannot read {self.name}: it has changed meanwhile")
+
+    def _map(self, first: int, shape: Shape) -> Array:
+        self.check_unchanged()  # to touch memory that is no longer in the file would be the end of the process
+        offset = self._offset + first * self.like.itemsize
+        try:
+            return np.memmap(self._stream, self.like.dtype, "r", offset, shape).view(np.ndarray)
+        except OSError as error:
+            raise UnreadableError(f"cannot read {self.name}: {error.strerror or error}") from error
+
+
+class _State(NamedTuple):
+    size: int
+    modified: int
+
+
+def _state_of(stream: BinaryIO) -> _State:
+    status = os.fstat(stream.fileno())
+    return _State(status.st_size, status.st_mtime_ns)
+
+
+def _write_header(stream: BinaryIO, like: Array, fortran_order: bool = False) -> None:
+    descr = np.lib.format.dtype_to_descr(like.dtype)
+    header = {"descr": descr, "fortran_order": fortran_order, "shape": like.shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+
+
+def _write(stream: BinaryIO, array: Array) -> None:
+    stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+# ---------------------------------------------------------------- slabs
+
+
+def slabs(shape: Shape, itemsize: int) -> Iterator[Box]:
+    """Boxes that make up an array in C order, in their order: each contiguous, and of at most ``SLAB`` bytes."""
+    if 0 in shape:
+        return
+    axis, stride = 0, math.prod(shape[1:]) * itemsize
+    while stride > SLAB:
+        axis += 1
+        stride //= shape[axis]
+    step = max(SLAB // stride, 1)
+    inner = tuple(slice(0, length) for length in shape[axis + 1 :])
+    for index in np.ndindex(shape[:axis]):
+        outer = tuple(slice(k, k + 1) for k in index)
+        for start in range(0, shape[axis], step):
+            yield (*outer, slice(start, min(start + step, shape[axis])), *inner)
+
+
+class Operands(NamedTuple):
+    """The inputs of an operator in the operator's order: those there are, as far as they concern a slab."""
+
+    input: Any
+    gamma: Any = None
+    beta: Any = None
+    mean: Any = None
+    variance: Any = None
+    normalized_delta: Any = None
+
+
+class Batch:
+    """The arguments of an operator, with the axes in the order in which they are in the file of `input`."""
+
+    def __init__(
+        self,
+        files: Mapping[str, NpyFile],
+        epsilon: float,
+        channel_axis: int,
+        num_threads: int | None,
+        write: Callable[[Array], None],
+        advance: Callable[[], object],
+    ) -> None:
+        self.input = files["input"]
+        self.tensors = {name: file for name, file in files.items() if name in TENSORS}
+        self.vectors = {name: file.read() for name, file in files.items() if name not in TENSORS}
+        rank = self.input.like.ndim
+        self.axis = rank - 1 - channel_axis % rank if self.input.fortran_order else channel_axis % rank
+        self.channels = self.input.file_shape[self.axis]
+        self.count = self.input.like.size // self.channels
+        self.epsilon = epsilon
+        self.options: dict[str, Any] = {"channel_axis": self.axis, "num_threads": num_threads}
+        self.write, self.advance = write, advance
+
+    def each(self, work: Callable[[slice, Operands], None]) -> None:
+        """Go through the batch once; `work` is told the channels of a slab, and the operands."""
+        for box in slabs(self.input.file_shape, self.input.like.itemsize):
+            # Nothing but the argument refers to what is mapped: it is unmapped when `work` returns.
+            work(box[self.axis], self._operands(box))
+            self.advance()
+
+    def nothing(self) -> Operands:
+        """All the channels without an element, for results that do not depend on the elements."""
+        shape = [0] * self.input.like.ndim
+        shape[self.axis] = self.channels
+        return Operands(**dict.fromkeys(self.tensors, np.empty(shape, self.input.like.dtype)), **self.vectors)
+
+    def _operands(self, box: Box) -> Operands:
+        return Operands(
+            **{name: file.window(box, self.input.fortran_order) for name, file in self.tensors.items()},
+            **{name: vector[box[self.axis]] for name, vector in self.vectors.items()},
+        )
+
+
+# ---------------------------------------------------------------- operators
+
+
+def check(op: str, files: Mapping[str, NpyFile], **options: Any) -> None:
+    """Raise what the operator raises about its arguments.
+
+    It looks at its outputs last. So it is given none: by then it has checked all the rest, and it computes nothing.
+    """
+    operands: dict[str, Any] = {"gamma": None, "beta": None, **{name: file.like for name, file in files.items()}}
+    try:
+        getattr(bnbp, f"batch_norm_{op}")(**operands, **options, out=())
+    except ValueError as error:
+        if not str(error).startswith("out:"):
+            raise
+
+
+def steps(op: str, files: Mapping[str, NpyFile]) -> int:
+    """How often :func:`compute` calls `advance`."""
+    file, passes = files["input"], 2 if op.startswith("training") else 1
+    return passes * sum(1 for _ in slabs(file.file_shape, file.like.itemsize))
+
+
+def compute(
+    op: str,
+    files: Mapping[str, NpyFile],
+    streams: Mapping[str, BinaryIO],
+    advance: Callable[[], object],
+    *,
+    epsilon: float,
+    channel_axis: int,
+    num_threads: int | None,
+) -> dict[str, Array]:
+    """Compute the results of an operator, and write them as .npy files.
+
+    Parameters
+    ----------
+    op : str
+        The operator; a function of bnbp has this name after ``batch_norm_``.
+    files : mapping of str to NpyFile
+        The inputs by name, checked.
+    streams : mapping of str to file
+        Where to write the results, by name.
+    advance : callable
+        Is called after each slab.
+    epsilon, channel_axis, num_threads
+        As the operator takes them.
+
+    Returns
+    -------
+    dict of str to ndarray
+        The results by name; of the tensor only the shape and the type.
+
+    Raises
+    ------
+    UnreadableError
+        If a file is not as it was when it was checked, or cannot be mapped.
+    OSError
+        If a result cannot be written.
+    """
+    tensor, *others = RESULTS[op]
+    like = files["input"].like
+    _write_header(streams[tensor], like, files["input"].fortran_order)
+    batch = Batch(
+        files, epsilon, channel_axis, num_threads, lambda elements: _write(streams[tensor], elements), advance
+    )
+    with np.errstate(all="ignore"):  # infinities and NaN are results like others
+        results = dict(zip(others, _OPERATORS[op](batch), strict=True))
+    for name, vector in results.items():
+        _write_header(streams[name], vector)
+        _write(streams[name], vector)
+    for file in files.values():
+        file.check_unchanged()
+    return {tensor: like, **results}
+
+
+def _training(batch: Batch) -> tuple[Array, ...]:
+    # By first channel: two slabs have all their channels in common, or none.
+    merged: dict[int, bnbp.BatchNormStatistics] = {}
+
+    def gather(channels: slice, operands: Operands) -> None:
+        part = bnbp.batch_norm_training_statistics(operands.input, **batch.options)
+        earlier = merged.get(channels.start)
+        merged[channels.start] = bnbp.merge_statistics(earlier, part) if earlier else part
+
+    def normalize(channels: slice, operands: Operands) -> None:
+        statistics = mean[channels], variance[channels]
+        batch.write(
+            bnbp.batch_norm_inference(*operands[:2], beta[channels], *statistics, batch.epsilon, **batch.options)
+        )
+
+    batch.each(gather)
+    nothing = batch.nothing()
+    # The operator itself says of which type they are, and what they are of an empty batch.
+    _, mean, variance = bnbp.batch_norm_training(*nothing[:3], batch.epsilon, **batch.options)
+    rest = np.zeros(batch.channels)
+    for first, statistics in merged.items():
+        channels = slice(first, first + statistics.mean.size)
+        mean[channels], variance[channels] = statistics.mean, statistics.variance
+        # What `mean` has lost by rounding, which is much beside a small variance, is made up for by `beta`.
+        rest[channels] = (statistics.mean - mean[channels]) / np.sqrt(statistics.variance + batch.epsilon)
+    gamma = 1 if nothing.gamma is None else nothing.gamma
+    beta = ((0 if nothing.beta is None else nothing.beta) - gamma * rest).astype(mean.dtype)
+    batch.each(normalize)
+    return mean, variance
+
+
+def _training_backprop(batch: Batch) -> tuple[Array, ...]:
+    sums = np.zeros((2, batch.channels))
+
+    def reduce(channels: slice, operands: Operands) -> None:
+        sums[:, channels] += _reduce(batch, operands)
+
+    def apply(channels: slice, operands: Operands) -> None:
+        batch.write(_apply(batch, operands, sums[:, channels], (True, False, False)).input_delta)
+
+    batch.each(reduce)
+    batch.each(apply)
+    return _apply(batch, batch.nothing(), sums, (False, True, True))[1:]
+
+
+def _inference(batch: Batch) -> tuple[Array, ...]:
+    def apply(channels: slice, operands: Operands) -> None:
+        batch.write(bnbp.batch_norm_inference(*operands[:5], batch.epsilon, **batch.options))
+
+    batch.each(apply)
+    return ()
+
+
+def _inference_backprop(batch: Batch) -> tuple[Array, ...]:
+    sums = np.zeros((2, batch.channels))
+
+    def reduce_and_apply(channels: slice, operands: Operands) -> None:
+        sums[:, channels] += _reduce(batch, operands)
+        options = {"output_mask": (True, False, False), **batch.options}
+        batch.write(bnbp.batch_norm_inference_backprop(*operands, batch.epsilon, **options).input_delta)
+
+    batch.each(reduce_and_apply)
+    return _apply(batch, batch.nothing(), sums, (False, True, True))[1:]  # the two have the same formulas in training
+
+
+def _reduce(batch: Batch, operands: Operands) -> bnbp.BatchNormTrainingBackpropSums:
+    return bnbp.batch_norm_training_backprop_reduce(
+        operands.input, operands.mean, operands.normalized_delta, **batch.options
+    )
+
+
+def _apply(
+    batch: Batch, operands: Operands, sums: Array, output_mask: tuple[bool, bool, bool]
+) -> bnbp.BatchNormTrainingBackpropResult:
+    options = {"output_mask": output_mask, **batch.options}
+    return bnbp.batch_norm_training_backprop_apply(*operands, sums[0], sums[1], batch.count, batch.epsilon, **options)
+
+
+_OPERATORS: dict[str, Callable[[Batch], tuple[Array, ...]]] = {
+    "training": _training,
+    "training_backprop": _training_backprop,
+    "inference": _inference,
+    "inference_backprop": _inference_backprop,
+}

@@ -1,0 +1,232 @@
+"""The operator in halves: a batch in parts, reduced, merged and applied, against exact sums and against the whole."""
+
+from fractions import Fraction
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from conftest import make_batch, same_bits
+from hypothesis import given
+from hypothesis import strategies as st
+from test_accuracy import ULPS, ulps_off
+
+import bnbp
+from bnbp import reference
+
+SHAPE = (7, 3, 10)
+places = {axis: st.lists(st.integers(0, SHAPE[axis]), min_size=1, max_size=4).map(sorted) for axis in (0, 2)}
+splits = st.one_of(*(st.tuples(st.just(axis), at) for axis, at in places.items()))
+
+
+def batch_of(dtype):
+    """A batch with a variance whose inverse root is a power of two, so that all results are exact fractions."""
+    return make_batch(SHAPE, 1, dtype)._replace(variance=np.full(3, 3.75, dtype))
+
+
+EPSILON = 0.25
+
+
+def parts_of(tensor, split):
+    """The parts of a tensor, some of which may be empty."""
+    axis, at = split
+    return np.split(tensor, at, axis)
+
+
+def channel(tensor, c):
+    return [Fraction(float(value)) for value in tensor[:, c].ravel()]
+
+
+def in_parts(batch, split):
+    """The results of the whole operator, computed in parts, and the sums of each part."""
+    inputs, deltas = parts_of(batch.input, split), parts_of(batch.normalized_delta, split)
+    sums = [bnbp.batch_norm_training_backprop_reduce(x, batch.mean, dy) for x, dy in zip(inputs, deltas, strict=True)]
+    delta_sum, delta_centered_sum = (sum(values) for values in zip(*sums, strict=True))
+    results = [
+        bnbp.batch_norm_training_backprop_apply(
+            x, *batch[1:5], dy, delta_sum, delta_centered_sum, batch.input.size // SHAPE[1], EPSILON
+        )
+        for x, dy in zip(inputs, deltas, strict=True)
+    ]
+    assert all(same_bits(result[1:], results[0][1:]) for result in results)
+    return np.concatenate([result.input_delta for result in results], split[0]), *results[0][1:], sums
+
+
+def check_contract(batch, input_delta, gamma_delta, beta_delta, sums=()):
+    """The accuracy contract of the whole operator; a unit in the last place is one of the largest sum."""
+    dtype = batch.input.dtype.type
+    u = Fraction(float(np.finfo(dtype).eps)) / 2
+    for c in range(SHAPE[1]):
+        delta, mean = channel(batch.normalized_delta, c), Fraction(float(batch.mean[c]))
+        centered = [value - mean for value in channel(batch.input, c)]
+        beta, gamma = sum(delta), sum(d * e for d, e in zip(delta, centered, strict=True)) / 2
+        for value, exact, parts in (
+            (beta_delta[c], beta, [part.delta_sum[c] for part in sums]),
+            (gamma_delta[c], gamma, [part.delta_centered_sum[c] / 2 for part in sums]),
+        ):
+            largest = max(map(abs, [value, *parts]))
+            unit = np.spacing(dtype(largest) if dtype == np.float64 else abs(value))
+            assert abs(Fraction(float(value)) - exact) <= ULPS[dtype] * Fraction(float(unit))
+        scale, m = Fraction(float(batch.gamma[c])) / 2, len(delta)
+        for value, d, e in zip(channel(input_delta, c), delta, centered, strict=True):
+            bound = 6 * u * abs(scale) * (abs(d) + abs(beta / m) + abs(e / 2 * gamma / m))
+            assert abs(value - scale * (d - beta / m - e / 2 * gamma / m)) <= bound
+
+
+@given(splits)
+@pytest.mark.parametrize("dtype", ULPS)
+def test_a_batch_in_parts_is_as_accurate_as_the_whole(dtype, split):
+    batch = batch_of(dtype)
+    *results, sums = in_parts(batch, split)
+    check_contract(batch, *results, sums)
+    assert np.ptp(results[0]) > 0.1  # not degenerate
+
+
+@pytest.mark.parametrize("dtype", ULPS)
+def test_reduce_and_apply_make_the_operator(layout, dtype):
+    shape, axis = layout
+    batch = make_batch(shape, axis, dtype)
+    whole = bnbp.batch_norm_training_backprop(*batch, channel_axis=axis)
+    sums = bnbp.batch_norm_training_backprop_reduce(batch.input, batch.mean, batch.normalized_delta, channel_axis=axis)
+    count = batch.input.size // shape[axis]
+    halves = bnbp.batch_norm_training_backprop_apply(*batch, *sums, count, channel_axis=axis)
+    if dtype == np.float32:
+        assert same_bits(halves, whole)
+    for half, one in zip(halves[1:], whole[1:], strict=True):  # of float64, the sums were rounded in between
+        np.testing.assert_array_max_ulp(half, one, 2)
+    size = np.abs(whole.input_delta).max()
+    np.testing.assert_allclose(halves.input_delta, whole.input_delta, rtol=0, atol=8 * np.finfo(dtype).eps * size)
+
+
+@pytest.mark.parametrize("dtype", ULPS)
+def test_halves_agree_with_the_reference(layout, dtype):
+    shape, axis = layout
+    batch = make_batch(shape, axis, dtype)
+    arguments = (batch.input, batch.mean, batch.normalized_delta)
+    sums = bnbp.batch_norm_training_backprop_reduce(*arguments, channel_axis=axis)
+    expected = reference.batch_norm_training_backprop_reduce(*arguments, channel_axis=axis)
+    count = batch.input.size // shape[axis]
+    slack = 16 * np.finfo(np.float64).eps * count
+    for value, exact in zip(sums, expected, strict=True):
+        assert value.dtype == np.float64
+        np.testing.assert_allclose(value, exact, rtol=slack, atol=slack)
+    arguments = (*batch, *expected, 3 * count, 0.5)  # a third of a batch
+    got = bnbp.batch_norm_training_backprop_apply(*arguments, channel_axis=axis)
+    expected = reference.batch_norm_training_backprop_apply(*arguments, channel_axis=axis)
+    for value, exact in zip(got, expected, strict=True):
+        eps = 16 * np.finfo(dtype).eps
+        np.testing.assert_allclose(value, exact, rtol=eps, atol=eps * np.abs(exact).max())
+
+
+def test_apply_of_one_element_gives_exactly_nothing():
+    x = np.array([[3.0, -2.0]])
+    sums = bnbp.batch_norm_training_backprop_reduce(x, [1.0, 2.0], x)
+    result = bnbp.batch_norm_training_backprop_apply(x, None, None, [1.0, 2.0], [1.0, 1.0], x, *sums, 1)
+    np.testing.assert_array_equal(result.input_delta, [[0.0, 0.0]])
+
+
+@pytest.mark.parametrize("module", [bnbp, reference])
+def test_apply_computes_what_is_asked_for(module):
+    batch = batch_of(np.float64)
+    sums = module.batch_norm_training_backprop_reduce(batch.input, batch.mean, batch.normalized_delta)
+    whole = module.batch_norm_training_backprop_apply(*batch, *sums, 70)
+    for k in range(3):
+        mask = [k == j for j in range(3)]
+        some = module.batch_norm_training_backprop_apply(*batch, *sums, 70, output_mask=mask)
+        assert [result is not None for result in some] == mask
+        np.testing.assert_array_equal(some[k], whole[k])
+
+
+# Statistics
+
+
+def statistics_of(x, split, module=bnbp):
+    return [module.batch_norm_training_statistics(part) for part in parts_of(x, split)]
+
+
+@given(splits)
+@pytest.mark.parametrize("dtype", ULPS)
+def test_merged_statistics_are_right_to_the_last_places(dtype, split):
+    x = batch_of(dtype).input
+    merged = bnbp.merge_statistics(*statistics_of(x, split))
+    assert merged.count == 70
+    for c in range(SHAPE[1]):
+        values = channel(x, c)
+        mean = sum(values) / len(values)
+        assert ulps_off(merged.mean[c], mean) <= 1
+        # Those of float32 are summed in float64 and no more: far below a unit in their own last place.
+        assert ulps_off(merged.m2[c], sum((value - mean) ** 2 for value in values)) <= {4: 16, 8: 4}[x.itemsize]
+
+
+@given(splits)
+def test_merging_does_not_move_a_constant_channel(split):
+    x = np.full(SHAPE, 1 / 3)
+    merged = bnbp.merge_statistics(statistics_of(x, split))
+    np.testing.assert_array_equal(merged.mean, 1 / 3)
+    np.testing.assert_array_equal(merged.m2, 0)
+    np.testing.assert_array_equal(merged.variance, 0)
+
+
+@given(splits)
+@pytest.mark.parametrize("module", [bnbp, reference])
+def test_parts_without_elements_change_nothing(module, split):
+    x = batch_of(np.float64).input
+    parts = statistics_of(x, split, module)
+    empty = module.batch_norm_training_statistics(x[:0])
+    assert empty.count == 0
+    assert np.isnan(empty.mean).all()
+    assert np.isnan(empty.variance).all()
+    np.testing.assert_array_equal(empty.m2, 0)
+    among = [part for one in parts for part in (empty, one)]
+    assert same_bits(module.merge_statistics(*among, empty)[1:], module.merge_statistics(*parts)[1:])
+    nothing = module.merge_statistics(empty, empty)
+    assert nothing.count == 0
+    assert np.isnan(nothing.variance).all()
+
+
+@given(splits)
+@pytest.mark.parametrize("module", [bnbp, reference])
+def test_parts_may_be_given_one_by_one_or_together(module, split):
+    parts = statistics_of(batch_of(np.float64).input, split, module)
+    merged = module.merge_statistics(*parts)
+    for same in (module.merge_statistics(parts), module.merge_statistics(iter(parts))):
+        assert same.count == merged.count == sum(part.count for part in parts)
+        assert same_bits(same[1:], merged[1:])
+    alone = module.merge_statistics(parts[-1])
+    assert same_bits(alone[1:], parts[-1][1:])
+
+
+@pytest.mark.parametrize("dtype", ULPS)
+def test_one_part_has_the_statistics_of_the_operator(layout, dtype):
+    shape, axis = layout
+    x = make_batch(shape, axis, dtype).input
+    part = bnbp.batch_norm_training_statistics(x, channel_axis=axis)
+    whole = bnbp.batch_norm_training(x, None, None, channel_axis=axis)
+    assert part.count == x.size // shape[axis]
+    np.testing.assert_array_max_ulp(part.mean.astype(dtype), whole.batch_mean, 1)
+    np.testing.assert_array_max_ulp(part.variance.astype(dtype), whole.batch_variance, 2)
+
+
+def test_bits_do_not_depend_on_threads():
+    batch = make_batch((32, 6, 40, 40), 1, np.float32)
+    sums = [
+        bnbp.batch_norm_training_backprop_reduce(batch.input, batch.mean, batch.normalized_delta, num_threads=threads)
+        for threads in (1, 2, 3)
+    ]
+    results = [
+        (
+            *bnbp.batch_norm_training_backprop_apply(*batch, *sums[0], 51200, num_threads=threads),
+            *bnbp.batch_norm_training_statistics(batch.input, num_threads=threads)[1:],
+        )
+        for threads in (1, 2, 3)
+    ]
+    assert all(same_bits(one, sums[0]) for one in sums)
+    assert all(same_bits(one, results[0]) for one in results)
+
+
+def test_a_batch_of_many_parts_is_that_of_few():
+    """Parts of one row each: nothing is lost where there are hundreds of them."""
+    x = make_batch((400, 3), 1, np.float64, offset=1000.0).input
+    rows = [bnbp.batch_norm_training_statistics(x[a:b]) for a, b in pairwise(range(401))]
+    merged, whole = bnbp.merge_statistics(rows), bnbp.batch_norm_training_statistics(x)
+    np.testing.assert_array_max_ulp(merged.mean, whole.mean, 1)
+    np.testing.assert_array_max_ulp(merged.m2, whole.m2, 4)

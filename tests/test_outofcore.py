@@ -1,0 +1,372 @@
+"""``bnbp run`` on a folder of .npy files: the operators' results, in bounded memory, and nothing left of a failure."""
+
+import math
+import os
+import resource
+import signal
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from conftest import make_batch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_cli import INPUTS, OUTPUTS, assert_refused, bnbp_command, names_in, without_package
+
+import bnbp
+from bnbp import _outofcore, cli, reference
+
+# With slabs of 64 bytes: some of an index, single indices, several of them; many channels, some, and one.
+LAYOUTS = [
+    ((4, 3, 5, 6), 1),
+    ((40, 3), 1),
+    ((3, 50), 1),
+    ((1, 1, 300), 1),
+    ((6, 5, 4), -1),
+    ((25, 7, 3), 0),
+    ((1, 3, 1), 1),
+    ((0, 3, 4), 1),
+]
+
+
+def save_folder(folder, op="training_backprop", shape=(4, 3, 5, 6), axis=1, dtype=np.float32, orders="CC"):
+    """Save the inputs of an operator, the tensors in C or Fortran order; return them."""
+    with np.errstate(all="ignore"):  # a batch without elements has no mean
+        batch = make_batch(shape, axis, np.float64 if 0 in shape else dtype)._asdict()
+    if 0 in shape:
+        batch |= {"mean": np.zeros(shape[axis]), "variance": np.ones(shape[axis])}
+    parameters = dtype if np.dtype(dtype) in (np.float32, np.float64) else np.float32
+    arrays = {
+        name: batch[name].astype(dtype if name in _outofcore.TENSORS else parameters, order=order)
+        for name, order in zip(INPUTS[op], orders[0] + "CCCC" + orders[1], strict=False)
+    }
+    folder.mkdir()
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    return arrays
+
+
+def load(path, dtype=None):
+    array = np.load(path)
+    return array.view(dtype) if dtype else array
+
+
+def run_here(*arguments):
+    assert not cli.app(["run", *map(str, arguments)], prog_name="bnbp", standalone_mode=False)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with the good folder ``in``, from which the bad ones are made."""
+    save_folder(tmp_path / "in")
+    return tmp_path
+
+
+@pytest.fixture
+def small_slabs(monkeypatch):
+    monkeypatch.setattr(_outofcore, "SLAB", 64)
+
+
+# What it does
+
+
+@pytest.mark.filterwarnings("ignore:invalid value", "ignore:Mean of empty", "ignore:Degrees of freedom")
+@pytest.mark.parametrize("orders", ["CC", "FF", "CF", "FC"])
+@pytest.mark.parametrize(("shape", "axis"), LAYOUTS)
+@pytest.mark.parametrize("op", OUTPUTS)
+def test_a_folder_has_the_results_of_the_operator(tmp_path, small_slabs, op, shape, axis, orders, dtype):
+    arrays = save_folder(tmp_path / "in", op, shape, axis, dtype, orders)
+    run_here(tmp_path / "in", "-o", tmp_path / "out", "--op", op, "--epsilon", "0.25", "--channel-axis", axis)
+    assert names_in(tmp_path / "out") == sorted(f"{name}.npy" for name in OUTPUTS[op])
+    expected = getattr(bnbp, f"batch_norm_{op}")(**arrays, epsilon=0.25, channel_axis=axis)
+    for name, value in zip(OUTPUTS[op], expected if isinstance(expected, tuple) else (expected,), strict=True):
+        result = load(tmp_path / "out" / f"{name}.npy")
+        assert (result.dtype, result.shape) == (value.dtype, value.shape)
+        eps = np.finfo(dtype).eps
+        # A sum may be smaller than its terms, and an error is then a larger part of it.
+        scale = math.sqrt(max(value.size, math.prod(shape) / shape[axis])) if name != "normalized" else 1
+        np.testing.assert_allclose(result, value, rtol=8 * eps, atol=8 * eps * scale)
+        if value.ndim > 1:
+            assert result.flags.fnc == np.asarray(arrays["input"]).flags.fnc
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("op", OUTPUTS)
+def test_sixteen_bits_an_element(tmp_path, small_slabs, op, dtype):
+    arrays = save_folder(tmp_path / "in", op, dtype=dtype)
+    run_here(tmp_path / "in", "-o", tmp_path / "out", "--op", op)
+    expected = getattr(reference, f"batch_norm_{op}")(**arrays)
+    for name, value in zip(OUTPUTS[op], expected if isinstance(expected, tuple) else (expected,), strict=True):
+        kind = dtype if value.ndim > 1 else np.float32
+        result = load(tmp_path / "out" / f"{name}.npy", kind).astype(np.float64)
+        tolerance = 4 * float(ml_dtypes.finfo(kind).eps)
+        np.testing.assert_allclose(result, value, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("op", OUTPUTS)
+def test_neither_gamma_nor_beta_is_needed_and_bits_do_not_depend_on_threads(tmp_path, op):
+    save_folder(tmp_path / "in", op, (5, 8, 90, 90))
+    (tmp_path / "in" / "gamma.npy").unlink()
+    (tmp_path / "in" / "beta.npy").unlink()
+    program = ["-c", "import sys; from bnbp import _outofcore, cli; _outofcore.SLAB = 500_000; sys.exit(cli.main())"]
+    for threads in "12":
+        arguments = ("run", "in", "--output", threads, "--op", op, "--num-threads", threads)
+        done = bnbp_command(*arguments, program=program, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+    for name in OUTPUTS[op]:
+        assert (tmp_path / "1" / f"{name}.npy").read_bytes() == (tmp_path / "2" / f"{name}.npy").read_bytes()
+        assert np.ptp(load(tmp_path / "1" / f"{name}.npy")) > 0.1  # not degenerate
+
+
+def test_a_mean_of_a_million_costs_nothing(tmp_path, small_slabs):
+    arrays = save_folder(tmp_path / "in", "training")
+    arrays["input"] += np.float32(1e6 + 0.3)
+    np.save(tmp_path / "in" / "input.npy", arrays["input"])
+    run_here(tmp_path / "in", "-o", tmp_path / "out", "--op", "training")
+    expected = bnbp.batch_norm_training(**arrays)
+    assert np.ptp(expected.normalized) > 1  # not degenerate
+    np.testing.assert_allclose(load(tmp_path / "out" / "normalized.npy"), expected.normalized, rtol=1e-6, atol=1e-6)
+
+
+def test_results_may_lie_beside_the_inputs_and_are_replaced_if_wanted(folder):
+    (folder / "in" / "notes.txt").write_text("mine")
+    done = bnbp_command("run", "in", "-o", "in", cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "saved in in"
+    assert any(line.split() == ["input_delta", "(4,", "3,", "5,", "6)", "float32"] for line in done.stdout.splitlines())
+    saved = {name: load(folder / "in" / f"{name}.npy") for name in OUTPUTS["training_backprop"]}
+    message = assert_refused(folder, "run", "in", "-o", "in")
+    assert message == "bnbp: cannot write in/input_delta.npy: it exists; --force replaces it\n"
+
+    (folder / "in" / "input_delta.npy").write_text("something else")
+    os.symlink(folder / "in" / "input.npy", folder / "in" / "link.npy")
+    os.replace(folder / "in" / "link.npy", folder / "in" / "beta_delta.npy")  # --force does not follow it
+    before = (folder / "in" / "input.npy").read_bytes()
+    assert bnbp_command("run", "in", "-o", "in", "--force", cwd=folder).returncode == 0
+    assert (folder / "in" / "input.npy").read_bytes() == before
+    for name, array in saved.items():
+        np.testing.assert_array_equal(load(folder / "in" / f"{name}.npy"), array)
+
+
+def test_progress_is_shown_on_a_terminal(folder):
+    done = bnbp_command("run", "in", "-o", "out", cwd=folder, env={"FORCE_COLOR": "1"})
+    assert "2/2" in done.stdout  # a slab, twice
+    assert "2/2" not in bnbp_command("run", "in", "-o", "new", cwd=folder).stdout
+
+
+@given(
+    st.lists(st.integers(1, 7), min_size=1, max_size=5).map(tuple), st.sampled_from([1, 2, 4, 8]), st.integers(8, 99)
+)
+def test_slabs_follow_each_other_through_the_file(shape, itemsize, limit):
+    elements = np.arange(math.prod(shape)).reshape(shape)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_outofcore, "SLAB", limit)
+        parts = [elements[box].ravel() for box in _outofcore.slabs(shape, itemsize)]
+    np.testing.assert_array_equal(np.concatenate(parts), elements.ravel())
+    assert all(part.size * itemsize <= limit for part in parts)
+    assert len(parts) <= 4 * math.ceil(elements.size * itemsize / limit)  # and not in crumbs
+
+
+# What it refuses
+
+
+def saved(name, array):
+    return lambda folder: np.save(folder / f"{name}.npy", array)
+
+
+def edited(name, change):
+    def edit(folder):
+        data = (folder / f"{name}.npy").read_bytes()
+        assert change(data) != data
+        (folder / f"{name}.npy").write_bytes(change(data))
+
+    return edit
+
+
+def removed(name):
+    return lambda folder: (folder / f"{name}.npy").unlink()
+
+
+def a_pipe(folder):
+    (folder / "gamma.npy").unlink()
+    os.mkfifo(folder / "gamma.npy")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (removed("input"), "in: missing input; training_backprop takes input, gamma, beta, mean,"),
+        (saved("gama", np.ones(3)), "in: unknown array 'gama' (is it gamma?); training_backprop takes input,"),
+        (saved("normalized", np.ones(3)), "in: unknown array 'normalized' (is it normalized_delta?)"),
+        (
+            saved("mean", np.ones(4, np.float32)),
+            "mean: expected shape (3,) for the 3 channels of input (4, 3, 5, 6), got (4,)",
+        ),
+        (saved("normalized_delta", np.ones((4, 3, 5, 5), np.float32)), "normalized_delta: expected shape (4, 3, 5, 6)"),
+        (saved("input", np.ones((4, 3), np.int64)), "input: expected "),
+        (saved("variance", np.ones(3)), "variance: expected float32"),
+        (saved("gamma", np.array([None, {}])), "in/gamma.npy holds Python objects"),
+        (saved("gamma", np.float32(1)), "gamma: expected shape (3,)"),
+        (edited("input", lambda data: data[:-7]), "cannot read in/input.npy: it ends 7 bytes early"),
+        (edited("mean", lambda data: b"1, 2, 3\n"), "cannot read in/mean.npy: not an .npy file"),
+        (edited("mean", lambda data: b""), "cannot read in/mean.npy: not an .npy file"),
+        (
+            edited("mean", lambda data: data.replace(b"'descr'", b"'desrc'")),
+            "cannot read in/mean.npy: not an .npy file",
+        ),
+        (edited("mean", lambda data: data.replace(b"(3,)", b"(-3,)")), "cannot read in/mean.npy: not an .npy file"),
+        (edited("mean", lambda data: data.replace(b"\x01\x00", b"\x07\x00")), "cannot read in/mean.npy: not an .npy"),
+        (edited("input", lambda data: data.replace(b"(4, ", b"(4000000000, ")), "cannot read in/input.npy: it ends"),
+        (a_pipe, "cannot read in/gamma.npy: it is not an ordinary file"),
+    ],
+)
+def test_a_folder_that_does_not_fit(folder, change, says):
+    change(folder / "in")
+    assert_refused(folder, "run", "in", "-o", "out", says=[f"bnbp: {says}"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["-o", "file"], "cannot write file: it is not a folder"),
+        (["-o", "file", "--force"], "cannot write file: it is not a folder"),
+        (["-o", "no/out"], "cannot write no/out: there is no folder no"),
+        (["-o", "x" * 300], "File name too long"),
+        (["-o", "full", "--force"], "cannot write full/gamma_delta.npy: it is a folder"),
+        (["-o", "out", "--epsilon", "-1"], "epsilon: expected a finite number >= 0"),
+        (["-o", "out", "--channel-axis", "4"], "channel_axis: expected -4 to 3"),
+        (["-o", "out", "--num-threads", "0"], "num_threads: expected at least 1"),
+        (["-o", "out", "--op", "training"], "in: unknown array 'mean'"),
+    ],
+)
+def test_a_command_that_does_not_fit(folder, arguments, says):
+    (folder / "file").write_text("precious")
+    (folder / "full" / "gamma_delta.npy").mkdir(parents=True)
+    assert_refused(folder, "run", "in", *arguments, says=[says])
+
+
+def test_bfloat16_without_its_package(tmp_path):
+    save_folder(tmp_path / "in", dtype=ml_dtypes.bfloat16)
+    message = assert_refused(tmp_path, "run", "in", "-o", "out", program=without_package("ml_dtypes"))
+    assert message == "bnbp: in/input.npy holds bfloat16; run: pip install ml_dtypes\n"
+
+
+# What it leaves of a run that fails: nothing
+
+
+@pytest.mark.parametrize("room", [0, 1_000, 100_000])
+def test_a_disk_without_room(tmp_path, room):
+    """A limit of the file size stands in for a full disk: the write fails after so many bytes."""
+    save_folder(tmp_path / "in", shape=(4, 3, 5000))  # larger than any buffer
+    assert_refused(
+        tmp_path,
+        *("run", "in", "-o", "out"),
+        says=["cannot write out: File too large"],
+        env={"PYTHONDONTWRITEBYTECODE": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
+    )
+
+
+WHILE_WRITING = """
+import errno, os, pathlib, signal, sys
+import bnbp
+from bnbp import _outofcore
+from bnbp.__main__ import main
+
+_outofcore.SLAB = 64
+apply, calls = bnbp.batch_norm_training_backprop_apply, 0
+
+def interfere(*arguments, **options):
+    global calls
+    calls += 1
+    if calls == 5:
+        assert len(list(pathlib.Path("out").glob("*.tmp"))) == 3, "the temporary files are in the folder"
+        {event}
+    return apply(*arguments, **options)
+
+bnbp.batch_norm_training_backprop_apply = interfere
+sys.exit(main())
+"""
+
+
+def while_writing(event):
+    return ["-c", WHILE_WRITING.format(event=event)]
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+@pytest.mark.parametrize(
+    ("event", "says"),
+    [
+        ("raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))", "cannot write out: No space left on device"),
+        ("raise MemoryError", "there is not enough memory"),
+        ("os.kill(os.getpid(), signal.SIGINT)", "interrupted"),
+        ("os.kill(os.getpid(), signal.SIGTERM)", "interrupted"),
+    ],
+)
+def test_nothing_is_left_of_a_run_that_fails(folder, event, says, force):
+    program = while_writing(event)
+    assert assert_refused(folder, "run", "in", "-o", "out", *force, program=program) == f"bnbp: {says}\n"
+    (folder / "out").mkdir()
+    (folder / "out" / "mine").write_text("precious")
+    assert assert_refused(folder, "run", "in", "-o", "out", *force, program=program) == f"bnbp: {says}\n"
+
+
+@pytest.mark.parametrize("name", ["input", "normalized_delta", "variance"])
+@pytest.mark.parametrize("change", ["os.truncate({path!r}, 200)", "os.utime({path!r}, ns=(0, 0))"])
+def test_an_input_that_changes_meanwhile(folder, name, change):
+    program = while_writing(change.format(path=f"in/{name}.npy"))
+    done = bnbp_command("run", "in", "-o", "out", program=program, cwd=folder)
+    assert (done.returncode, done.stderr) == (1, f"bnbp: cannot read in/{name}.npy: it has changed meanwhile\n")
+    assert names_in(folder) == ["in"]
+
+
+def test_a_result_that_appears_meanwhile_is_not_overwritten(folder):
+    program = while_writing("pathlib.Path('out/gamma_delta.npy').write_text('precious')")
+    done = bnbp_command("run", "in", "-o", "out", program=program, cwd=folder)
+    assert (done.returncode, done.stderr) == (1, "bnbp: cannot write out: File exists\n")
+    assert names_in(folder / "out") == ["gamma_delta.npy"]
+    assert (folder / "out" / "gamma_delta.npy").read_text() == "precious"
+
+
+def test_only_temporary_files_are_left_of_a_run_that_is_killed(folder):
+    done = bnbp_command("run", "in", "-o", "out", program=while_writing("os.kill(os.getpid(), 9)"), cwd=folder)
+    assert done.returncode == -signal.SIGKILL
+    assert [Path(name).suffix for name in names_in(folder / "out")] == [".tmp"] * 3
+    assert bnbp_command("run", "in", "-o", "out", cwd=folder).returncode == 0
+
+
+# How much memory it takes
+
+WITH_LITTLE_MEMORY = """
+import resource, sys
+from bnbp import cli
+
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + {room}
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+code = cli.main()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+sys.exit(code)
+"""
+
+
+def save_sparse(path, shape):
+    """A file of zeros that takes no room."""
+    with path.open("wb") as stream:
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(stream, header)
+        stream.truncate(stream.tell() + 4 * math.prod(shape))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux has /proc")
+@pytest.mark.parametrize("op", ["inference", "training_backprop"])
+def test_memory_does_not_grow_with_the_files(tmp_path, op):
+    save_folder(tmp_path / "in", op, (4, 2, 3))
+    for name in set(INPUTS[op]) & set(_outofcore.TENSORS):
+        save_sparse(tmp_path / "in" / f"{name}.npy", (4, 2, 1 << 23))  # 256 MiB
+    program = ["-c", WITH_LITTLE_MEMORY.format(room=192 << 20)]
+    done = bnbp_command("run", "in", "-o", "out", "--op", op, "--num-threads", "1", program=program, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert int(done.stdout.splitlines()[-1]) < 160 << 10  # KiB: two windows and a result of 32 MiB, and some to spare
