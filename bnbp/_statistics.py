@@ -93,7 +93,8 @@ def _check(parts: tuple[object, ...]) -> list[BatchNormStatistics]:
     for k, part in enumerate(parts):
         name = f"parts[{k}]"
         if not isinstance(part, tuple) or len(part) != 3:
-            raise TypeError(f"{name}: expected (count, mean, m2), got {type(part).__name__}")
+            got = f"a tuple of {len(part)}" if isinstance(part, tuple) else type(part).__name__
+            raise TypeError(f"{name}: expected (count, mean, m2), got {got}")
         count = integer_of(f"{name} (count)", part[0], 0)
         arrays = []
         for field, value in zip(("mean", "m2"), part[1:], strict=True):
@@ -102,8 +103,9 @@ def _check(parts: tuple[object, ...]) -> list[BatchNormStatistics]:
             if array.dtype != np.float64:
                 raise TypeError(f"{name} ({field}): expected float64, got {array.dtype}")
             if array.ndim != 1 or array.shape != shape:
-                expected = f"shape {shape}, that of the first part" if checked else "one axis, the channels"
-                raise ValueError(f"{name} ({field}): expected {expected}, got shape {array.shape}")
+                if not checked:
+                    raise ValueError(f"{name} ({field}): expected one axis, the channels, got shape {array.shape}")
+                raise ValueError(f"{name} ({field}): expected shape {shape}, that of the first part, got {array.shape}")
             arrays.append(array)
         checked.append(BatchNormStatistics(count, *arrays))
     return checked

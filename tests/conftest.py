@@ -2,10 +2,16 @@
 
 from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 import pytest
 
-DTYPES = [np.float32, np.float64]
+from bnbp import _core
+
+DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
+
+# The types of tensors, and of parameters and statistics.
+MIXED = [(dtype, dtype) for dtype in DTYPES] + [(dtype, np.float32) for dtype in DTYPES[:2]]
 
 # What the kernels tell apart: runs shorter and longer than the lanes and than a chunk, chunks of many runs and many
 # chunks in a run, groups of channels, one channel, one element, and every place for the channel axis.
@@ -36,8 +42,9 @@ class Batch(NamedTuple):
     normalized_delta: np.ndarray
 
 
-def make_batch(shape, axis=1, dtype=np.float64, seed=0, offset=3.0) -> Batch:
+def make_batch(shape, axis=1, dtype=np.float64, seed=0, offset=3.0, parameters=None) -> Batch:
     """A batch whose channels differ in mean and spread, with statistics that are its own."""
+    parameters = parameters or dtype
     rng = np.random.default_rng(seed)
     channels = shape[axis]
     along = np.ones(len(shape), int)
@@ -45,10 +52,21 @@ def make_batch(shape, axis=1, dtype=np.float64, seed=0, offset=3.0) -> Batch:
     spread = rng.uniform(0.5, 4, channels).reshape(along)
     x = (rng.normal(size=shape) * spread + offset * rng.normal(size=channels).reshape(along)).astype(dtype)
     others = tuple(k for k in range(len(shape)) if k != axis % len(shape))
-    mean, variance = x.mean(others, dtype=np.float64), x.var(others, dtype=np.float64)
+    exact = x.astype(np.float64)
+    mean, variance = exact.mean(others), exact.var(others)
     gamma, beta = rng.uniform(-2, 2, (2, channels))
-    dy = rng.normal(0.3, 1, shape)
-    return Batch(*(array.astype(dtype) for array in (x, gamma, beta, mean, variance, dy)))
+    dy = rng.normal(0.3, 1, shape).astype(dtype)
+    return Batch(x, *(vector.astype(parameters) for vector in (gamma, beta, mean, variance)), dy)
+
+
+def eps(dtype) -> float:
+    """The distance from 1 to the next number."""
+    return float(ml_dtypes.finfo(dtype).eps)
+
+
+def tiny(dtype) -> float:
+    """The smallest number above 0."""
+    return float(ml_dtypes.finfo(dtype).smallest_subnormal)
 
 
 def same_bits(first, second) -> bool:
@@ -61,6 +79,19 @@ def same_bits(first, second) -> bool:
 @pytest.fixture(params=DTYPES, ids=lambda dtype: np.dtype(dtype).name)
 def dtype(request):
     return request.param
+
+
+@pytest.fixture(params=MIXED, ids=lambda types: "-".join(np.dtype(dtype).name for dtype in types))
+def types(request):
+    return request.param
+
+
+@pytest.fixture
+def l2_size():
+    """Sets the size of the cache that the kernels believe in, until the test is over."""
+    old = _core.set_l2_size(1 << 20)
+    yield _core.set_l2_size
+    _core.set_l2_size(old)
 
 
 @pytest.fixture(params=LAYOUTS, ids=lambda layout: f"{'x'.join(map(str, layout[0]))}@{layout[1]}")

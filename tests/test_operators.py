@@ -3,10 +3,11 @@
 from fractions import Fraction
 
 import hypothesis.extra.numpy as hnp
+import ml_dtypes
 import mpmath
 import numpy as np
 import pytest
-from conftest import DTYPES, Batch, make_batch, same_bits
+from conftest import MIXED, Batch, eps, make_batch, same_bits, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,19 +23,19 @@ def along(vector, x, axis):
 
 def assert_backprop_close(got, batch: Batch, axis, epsilon, expected, terms):
     """The accuracy contract: sums to the last place but for the float64 sums' own error, input_delta within 6 u."""
-    u = np.finfo(batch.input.dtype).eps / 2
+    u, u_sums = eps(batch.input.dtype) / 2, eps(batch.mean.dtype) / 2
     others = tuple(k for k in range(batch.input.ndim) if k != axis % batch.input.ndim)
     slack = 64 * np.finfo(np.float64).eps  # of the float64 sums on both sides, relative to the absolute sums
     for name, addends in zip(("beta_delta", "gamma_delta"), terms, strict=True):
-        error = np.abs(getattr(got, name) - getattr(expected, name))
-        assert (error <= 2 * u * np.abs(getattr(expected, name)) + slack * np.abs(addends).sum(others)).all(), name
+        error = np.abs(getattr(got, name).astype(np.float64) - getattr(expected, name))
+        assert (error <= 2 * u_sums * np.abs(getattr(expected, name)) + slack * np.abs(addends).sum(others)).all(), name
     x, dy = batch.input.astype(np.float64), batch.normalized_delta.astype(np.float64)
     m = x.size // x.shape[axis]
     inv_std = 1 / np.sqrt(along(batch.variance, x, axis) + epsilon)
     xhat = (x - along(batch.mean, x, axis)) * inv_std
     size = abs(dy) + abs(along(expected.beta_delta, x, axis) / m) + abs(xhat * along(expected.gamma_delta, x, axis) / m)
-    bound = (6 * u + slack) * abs(along(batch.gamma, x, axis) * inv_std) * size
-    assert (np.abs(got.input_delta - expected.input_delta) <= bound).all()
+    bound = (6 * u + slack) * abs(along(batch.gamma, x, axis) * inv_std) * size + tiny(batch.input.dtype)
+    assert (np.abs(got.input_delta.astype(np.float64) - expected.input_delta) <= bound).all()
 
 
 def backprop_terms(batch, axis, epsilon):
@@ -43,51 +44,58 @@ def backprop_terms(batch, axis, epsilon):
     return dy, dy * xhat
 
 
+def types_of(results):
+    return [result.dtype for result in results]
+
+
 @pytest.mark.parametrize("epsilon", [1e-5, 0.0, 0.5])
-def test_backprop_agrees_with_the_reference(layout, dtype, epsilon):
+def test_backprop_agrees_with_the_reference(layout, types, epsilon):
     shape, axis = layout
-    batch = make_batch(shape, axis, dtype)
+    batch = make_batch(shape, axis, types[0], parameters=types[1])
     if epsilon == 0:  # with one element a channel's own variance is 0, and its 1/sqrt is infinite
-        batch = batch._replace(variance=batch.variance + dtype(0.25))
+        batch = batch._replace(variance=batch.variance + types[1](0.25))
     got = bnbp.batch_norm_training_backprop(*batch, epsilon, channel_axis=axis)
     expected = reference.batch_norm_training_backprop(*batch, epsilon, channel_axis=axis)
     assert_backprop_close(got, batch, axis, epsilon, expected, backprop_terms(batch, axis, epsilon))
-    assert [output.dtype for output in got] == [dtype] * 3
+    assert types_of(got) == [types[0], types[1], types[1]]
     assert got.input_delta.shape == shape
     if batch.input.size > shape[axis]:
         assert np.ptp(got.input_delta) > 0.1  # the data is not degenerate
 
 
-def test_inference_backprop_agrees_with_the_reference(layout, dtype):
+def test_inference_backprop_agrees_with_the_reference(layout, types):
     shape, axis = layout
-    batch = make_batch(shape, axis, dtype)
+    batch = make_batch(shape, axis, types[0], parameters=types[1])
     got = bnbp.batch_norm_inference_backprop(*batch, channel_axis=axis)
     expected = reference.batch_norm_inference_backprop(*batch, channel_axis=axis)
     assert_backprop_close(got, batch, axis, 1e-5, expected, backprop_terms(batch, axis, 1e-5))
 
 
-def test_training_agrees_with_the_reference(layout, dtype):
+def test_training_agrees_with_the_reference(layout, types):
     shape, axis = layout
-    batch = make_batch(shape, axis, dtype)
+    batch = make_batch(shape, axis, types[0], parameters=types[1])
     got = bnbp.batch_norm_training(*batch[:3], channel_axis=axis)
     expected = reference.batch_norm_training(*batch[:3], channel_axis=axis)
-    u = 8 * np.finfo(np.float64).eps if dtype == np.float64 else np.finfo(dtype).eps
+    u, u_sums = (8 * eps(dtype) if dtype == np.float64 else eps(dtype) for dtype in types)
+    mean, variance = (vector.astype(np.float64) for vector in got[1:])
     spread = np.sqrt(expected.batch_variance + 1e-5)
-    assert (abs(got.batch_mean - expected.batch_mean) <= u * (abs(expected.batch_mean) + spread)).all()
-    assert (abs(got.batch_variance - expected.batch_variance) <= 8 * u * expected.batch_variance).all()
-    shift = 64 * u * abs(expected.batch_mean / spread).max()  # of the mean, that of the reference included
-    np.testing.assert_allclose(got.normalized, expected.normalized, rtol=16 * u, atol=16 * u + shift)
-    assert [output.dtype for output in got] == [dtype] * 3
+    assert (abs(mean - expected.batch_mean) <= u_sums * (abs(expected.batch_mean) + spread)).all()
+    assert (abs(variance - expected.batch_variance) <= 8 * u_sums * expected.batch_variance).all()
+    # float32 arithmetic, and of the mean the rounding error, that of the reference included
+    shift = 64 * min(u, eps(np.float32)) * abs(expected.batch_mean / spread).max()
+    normalized = got.normalized.astype(np.float64)
+    np.testing.assert_allclose(normalized, expected.normalized, rtol=16 * u, atol=16 * u + shift)
+    assert types_of(got) == [types[0], types[1], types[1]]
 
 
-def test_inference_agrees_with_the_reference(layout, dtype):
+def test_inference_agrees_with_the_reference(layout, types):
     shape, axis = layout
-    batch = make_batch(shape, axis, dtype)
+    batch = make_batch(shape, axis, types[0], parameters=types[1])
     got = bnbp.batch_norm_inference(*batch[:5], channel_axis=axis)
     expected = reference.batch_norm_inference(*batch[:5], channel_axis=axis)
-    u = np.finfo(dtype).eps
-    np.testing.assert_allclose(got, expected, rtol=4 * u, atol=16 * u)
-    assert got.dtype == dtype
+    u = eps(types[0])
+    np.testing.assert_allclose(got.astype(np.float64), expected, rtol=4 * u, atol=16 * u)
+    assert got.dtype == types[0]
 
 
 @settings(max_examples=60, deadline=None)
@@ -95,10 +103,10 @@ def test_inference_agrees_with_the_reference(layout, dtype):
 def test_any_shape_and_axis_agree_with_the_reference(data):
     shape = data.draw(hnp.array_shapes(min_dims=2, max_dims=6, max_side=9))
     axis = data.draw(st.integers(-len(shape), len(shape) - 1))
-    dtype = data.draw(st.sampled_from(DTYPES))
+    dtype, parameters = data.draw(st.sampled_from(MIXED))
     epsilon = data.draw(st.sampled_from([1e-5, 1e-3, 1.0]))
     threads = data.draw(st.integers(1, 4))
-    batch = make_batch(shape, axis, dtype, seed=data.draw(st.integers(0, 2**16)))
+    batch = make_batch(shape, axis, dtype, seed=data.draw(st.integers(0, 2**16)), parameters=parameters)
     got = bnbp.batch_norm_training_backprop(*batch, epsilon, channel_axis=axis, num_threads=threads)
     expected = reference.batch_norm_training_backprop(*batch, epsilon, channel_axis=axis)
     assert_backprop_close(got, batch, axis, epsilon, expected, backprop_terms(batch, axis, epsilon))
@@ -128,23 +136,28 @@ def exact_backprop(batch: Batch, epsilon: float, axis: int):
             )
 
 
+def spacing(value) -> float:
+    """From a number to the next one of its type."""
+    return float(np.abs(np.spacing(value)))
+
+
 def _mpf(fraction: Fraction):
     return mpmath.mpf(fraction.numerator) / fraction.denominator
 
 
 @pytest.mark.parametrize("shape", [(5, 3, 7), (40, 2, 31)])
 @pytest.mark.parametrize("offset", [0.0, 1e3])
-def test_backprop_agrees_with_exact_arithmetic(shape, offset, dtype):
+def test_backprop_agrees_with_exact_arithmetic(shape, offset, types):
     epsilon = 1e-3
-    batch = make_batch(shape, 1, dtype, seed=1, offset=offset)
+    batch = make_batch(shape, 1, types[0], seed=1, offset=offset, parameters=types[1])
     got = bnbp.batch_norm_training_backprop(*batch, epsilon)
-    u = np.finfo(dtype).eps / 2
+    u = eps(types[0]) / 2
     with mpmath.workdps(60):
         for c, (input_delta, gamma_delta, beta_delta) in enumerate(exact_backprop(batch, epsilon, 1)):
             inv_std = 1 / np.sqrt(float(batch.variance[c]) + epsilon)
-            ulps = 1 if dtype == np.float32 else 4
+            ulps = 4 if types[1] == np.float64 else 1
             for value, exact in ((got.gamma_delta[c], gamma_delta), (got.beta_delta[c], beta_delta)):
-                assert abs(mpmath.mpf(float(value)) - exact) <= ulps * float(np.spacing(abs(value)))
+                assert abs(mpmath.mpf(float(value)) - exact) <= ulps * spacing(value)
             for value, exact, x, dy in zip(
                 got.input_delta[:, c].ravel(),
                 input_delta,
@@ -155,24 +168,27 @@ def test_backprop_agrees_with_exact_arithmetic(shape, offset, dtype):
                 m = len(input_delta)
                 xhat = (float(x) - float(batch.mean[c])) * inv_std
                 size = abs(float(dy)) + abs(float(beta_delta) / m) + abs(xhat * float(gamma_delta) / m)
-                assert abs(mpmath.mpf(float(value)) - exact) <= 6 * u * abs(float(batch.gamma[c]) * inv_std) * size
+                bound = 6 * u * abs(float(batch.gamma[c]) * inv_std) * size + tiny(types[0])
+                assert abs(mpmath.mpf(float(value)) - exact) <= bound
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e4])
-def test_training_statistics_agree_with_exact_arithmetic(offset, dtype):
-    batch = make_batch((60, 2, 41), 1, dtype, seed=2, offset=offset)
+def test_training_statistics_agree_with_exact_arithmetic(offset, types):
+    batch = make_batch((60, 2, 41), 1, types[0], seed=2, offset=offset, parameters=types[1])
     got = bnbp.batch_norm_training(*batch[:3])
     for c in range(2):
         values = [Fraction(float(value)) for value in batch.input[:, c].ravel()]
         mean = sum(values) / len(values)
         variance = sum((value - mean) ** 2 for value in values) / len(values)
-        assert abs(Fraction(float(got.batch_mean[c])) - mean) <= float(np.spacing(abs(got.batch_mean[c])))
-        assert abs(Fraction(float(got.batch_variance[c])) - variance) <= float(np.spacing(got.batch_variance[c]))
+        assert abs(Fraction(float(got.batch_mean[c])) - mean) <= spacing(got.batch_mean[c])
+        assert abs(Fraction(float(got.batch_variance[c])) - variance) <= spacing(got.batch_variance[c])
 
 
-@pytest.mark.parametrize("value", [0.0, 0.1, -1e6, 1e30])
+@pytest.mark.parametrize("value", [0.0, 0.1, -6e4, 1e30])
 def test_a_constant_channel_has_variance_exactly_zero(value, layout, dtype):
     shape, axis = layout
+    if value > float(ml_dtypes.finfo(dtype).max):
+        value = -0.3
     x = np.full(shape, value, dtype)
     got = bnbp.batch_norm_training(x, None, None, channel_axis=axis)
     assert (got.batch_variance == 0).all()
@@ -267,43 +283,6 @@ def test_gamma_none_is_ones_and_beta_none_is_zeros(dtype):
     assert same_bits(
         [bnbp.batch_norm_inference(x, None, None, *rest[:2])], [bnbp.batch_norm_inference(x, ones, zeros, *rest[:2])]
     )
-
-
-# ---------------------------------------------------------------- memory
-
-
-@pytest.mark.parametrize(
-    "view",
-    [
-        lambda a: a[::-1, ..., ::-1],
-        lambda a: np.asfortranarray(a),
-        lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
-        lambda a: np.moveaxis(np.ascontiguousarray(np.moveaxis(a, 1, -1)), -1, 1),
-    ],
-    ids=["reversed", "fortran", "sliced", "channels last seen as channels first"],
-)
-def test_any_layout_gives_the_same_bits(view, dtype):
-    batch = make_batch((4, 3, 5, 7), dtype=dtype)
-    viewed = batch._replace(input=view(batch.input), normalized_delta=view(batch.normalized_delta))
-    assert not viewed.input.flags.c_contiguous
-    packed = [np.ascontiguousarray(array) for array in viewed]
-    before = [array.copy() for array in viewed]
-    plain = bnbp.batch_norm_training_backprop(*packed)
-    assert same_bits(plain, bnbp.batch_norm_training_backprop(*viewed))
-    assert same_bits(before, viewed)
-    out = view(np.zeros_like(batch.input))
-    result = bnbp.batch_norm_training_backprop(*packed, out=(out, None, None))
-    assert result.input_delta is out
-    assert same_bits(plain, result)
-
-
-def test_a_broadcast_delta_and_read_only_inputs(dtype, tmp_path):
-    batch = make_batch((4, 3, 5), dtype=dtype)
-    ones = np.broadcast_to(dtype(1), (4, 3, 5))
-    np.save(tmp_path / "input.npy", batch.input)
-    mapped = np.load(tmp_path / "input.npy", mmap_mode="r")
-    got = bnbp.batch_norm_training_backprop(mapped, *batch[1:5], ones)
-    assert same_bits(got, bnbp.batch_norm_training_backprop(*batch[:5], np.ones_like(batch.input)))
 
 
 # ---------------------------------------------------------------- empty, tiny and not finite

@@ -1,14 +1,17 @@
 """Every rule of the operators, with its message: which argument, what was expected, what came."""
 
+import ctypes
 import warnings
 from typing import ClassVar
 
+import ml_dtypes
 import numpy as np
 import pytest
 from conftest import make_batch, same_bits
 
 import bnbp
 
+HALVES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
 BATCH = make_batch((4, 3, 2, 2), dtype=np.float32)
 NAMES = BATCH._fields
 
@@ -31,10 +34,12 @@ def refused(kind, message, **arguments):
 # ---------------------------------------------------------------- types
 
 
-@pytest.mark.parametrize("dtype", ["int32", "bool", "complex64", "float16", ">f4", "<U3", "object", "M8[s]"])
+@pytest.mark.parametrize(
+    "dtype", ["int32", "bool", "complex64", ">f2", ">f4", "longdouble", "V2", "<U3", "object", "M8[s]"]
+)
 def test_the_element_type_of_the_input(dtype):
     array = np.zeros((4, 3, 2, 2), dtype)
-    refused(TypeError, f"input: expected float32 or float64, got {np.dtype(dtype)}", input=array)
+    refused(TypeError, f"input: expected float16, bfloat16, float32 or float64, got {np.dtype(dtype)}", input=array)
 
 
 @pytest.mark.parametrize("name", ["gamma", "beta", "mean", "variance", "normalized_delta"])
@@ -50,7 +55,40 @@ def test_only_gamma_and_beta_may_be_none(name):
 
 
 def test_the_input_may_not_be_none():
-    refused(TypeError, "input: expected float32 or float64, got None", input=None)
+    refused(TypeError, "input: expected float16, bfloat16, float32 or float64, got None", input=None)
+
+
+@pytest.mark.parametrize("half", HALVES, ids=str)
+@pytest.mark.parametrize("name", ["gamma", "beta", "mean", "variance"])
+def test_parameters_of_16_bit_inputs_are_of_their_type_or_float32(half, name):
+    halves = {tensor: getattr(BATCH, tensor).astype(half) for tensor in ("input", "normalized_delta")}
+    others = dict.fromkeys(("gamma", "beta"))
+    vectors = {vector: getattr(BATCH, vector).astype(half) for vector in ("mean", "variance")}
+    given = {**halves, **others, **vectors}
+    wrong = np.zeros(3)
+    first = name in ("gamma", "beta", "mean")  # of which the type is asked first
+    expected = f"{half}, the type of input, or float32" if first else f"{half}, the type of mean"
+    refused(TypeError, f"{name}: expected {expected}, got float64", **{**given, name: wrong})
+    own = {vector: getattr(BATCH, vector).astype(half) for vector in ("gamma", "beta", "mean", "variance")}
+    if name != "gamma":
+        message = f"{name}: expected {half}, the type of gamma, got float32"
+        refused(TypeError, message, **{**halves, **own, name: np.zeros(3, np.float32)})
+    other = next(other for other in HALVES if other != half)
+    message = f"normalized_delta: expected {half}, the type of input, got {other}"
+    refused(TypeError, message, **{**halves, **own, "normalized_delta": BATCH.input.astype(other)})
+
+
+@pytest.mark.parametrize("half", HALVES, ids=str)
+def test_results_of_16_bit_inputs(half):
+    x = BATCH.input.astype(half)
+    assert [a.dtype for a in bnbp.batch_norm_training(x, None, None)] == [half] * 3
+    assert [a.dtype for a in bnbp.batch_norm_training(x, BATCH.gamma, None)] == [half, np.float32, np.float32]
+    assert [a.dtype for a in bnbp.batch_norm_training(x, [1, 2, 3], None)] == [half] * 3
+    assert [a.dtype for a in bnbp.batch_norm_training(x, BATCH.gamma, [1, 2, 3])] == [half, np.float32, np.float32]
+    message = f"out[1] (batch_mean): expected {half}, the type of input, got float32"
+    with pytest.raises(TypeError) as caught:
+        bnbp.batch_norm_training(x, None, None, out=(None, np.zeros(3, np.float32), None))
+    assert str(caught.value) == message
 
 
 # ---------------------------------------------------------------- shapes
@@ -253,6 +291,23 @@ class TestOut:
         assert same_bits(expected, call(input=memory[:, ::2], options={"out": (memory[:, 1::2], None, None)}))
         assert same_bits([BATCH.input], [memory[:, ::2]])
 
+    def test_has_memory_for_each_element(self):
+        message = "out[0] (input_delta): expected memory for each element, got elements that overlap each other"
+        memory = np.zeros(1000, np.float32)
+        for strides in (
+            (0, 16, 8, 4),
+            (48, 16, 8, 0),
+            (48, 16, 4, 4),
+            (20, 16, 8, 4),
+            (-48, 16, 8, 2),
+            (5, 400, 10, 40),
+        ):
+            out = np.lib.stride_tricks.as_strided(memory[500:], (4, 3, 2, 2), strides)
+            refused(ValueError, message, options={"out": (out, None, None)})
+        for strides in ((48, 16, 8, 4), (4, 16, 48, 96), (-48, -16, 8, -4), (12, 16, 80, 160)):
+            out = np.lib.stride_tricks.as_strided(memory[500:], (4, 3, 2, 2), strides)
+            assert same_bits(call(), call(options={"out": (out, None, None)}))
+
     def test_is_checked_even_where_the_masked_ones_are_not(self):
         out = (np.zeros(1), *outputs()[1:])
         result = call(options={"out": out, "output_mask": (False, True, True)})
@@ -297,17 +352,58 @@ def test_anything_with_a_buffer_array_or_dlpack_is_taken(wrap):
     assert same_bits(call(), call(**{name: wrap(getattr(BATCH, name)) for name in NAMES}))
 
 
+class NoArray:
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("Got unsupported")
+
+
 class OnADevice(HasDLPack):
+    kind = 2
+
     def __dlpack_device__(self):
-        return 2, 0
+        return self.kind, 0
 
     def __dlpack__(self, **options):
         raise BufferError("this tensor lives on a device")
 
 
+@pytest.mark.parametrize(("kind", "device"), [(2, "a CUDA device"), (10, "a ROCm device"), (77, "device type 77")])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tensor_on_a_device_is_refused(kind, device, name):
+    tensor = OnADevice(getattr(BATCH, name))
+    tensor.kind = kind
+    refused(
+        TypeError,
+        f"{name}: expected a tensor in the CPU's memory, got OnADevice on {device}; copy it to the CPU first",
+        **{name: tensor},
+    )
+
+
+class LikePyTorch(HasDLPack):
+    """A tensor of bfloat16, which NumPy has no type for: `__array__` refuses, and DLPack has it."""
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("Got unsupported ScalarType BFloat16")
+
+    def __dlpack__(self, **options):
+        capsule = self.array.view(np.uint16).__dlpack__()
+        tensor = ctypes.pythonapi.PyCapsule_GetPointer
+        tensor.restype, tensor.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+        code = ctypes.c_uint8.from_address(tensor(capsule, b"dltensor") + 20)  # after data, device and ndim
+        assert code.value == 1  # an unsigned integer
+        code.value = 4  # bfloat16
+        return capsule
+
+
+def test_tensors_of_bfloat16_are_taken_through_dlpack():
+    batch = make_batch((4, 3, 2, 2), dtype=ml_dtypes.bfloat16)
+    expected = bnbp.batch_norm_training_backprop(*batch)
+    assert same_bits(expected, bnbp.batch_norm_training_backprop(*map(LikePyTorch, batch)))
+
+
 def test_what_cannot_be_an_array_is_named():
-    with pytest.raises(TypeError, match=r"^gamma: expected an array, got OnADevice: .*device"):
-        call(gamma=OnADevice(BATCH.gamma))
+    with pytest.raises(TypeError, match=r"^gamma: expected an array, got NoArray: Got unsupported"):
+        call(gamma=NoArray())
     with pytest.raises(TypeError, match=r"^mean: expected an array, got list: "):
         call(mean=[[1], [2, 3]])
     refused(TypeError, "mean: expected float32, the type of input, got <U4", mean="mean")
@@ -320,6 +416,88 @@ def test_a_lying_array_is_refused():
             raise RuntimeError("no")
 
     refused(TypeError, "beta: expected an array, got Lies: no", beta=Lies())
+
+
+# ---------------------------------------------------------------- the two halves
+
+
+SUMS = np.array([1.0, 2.0, 3.0])
+
+
+def apply(count=16, delta_sum=SUMS, delta_centered_sum=SUMS, **changes):
+    return bnbp.batch_norm_training_backprop_apply(*BATCH._replace(**changes), delta_sum, delta_centered_sum, count)
+
+
+@pytest.mark.parametrize("name", ["delta_sum", "delta_centered_sum"])
+def test_sums_are_float64_for_each_channel(name):
+    for wrong, kind, message in (
+        (SUMS.astype(np.float32), TypeError, "expected float64, got float32"),
+        (None, TypeError, "expected float64, got None"),
+        (SUMS[:2], ValueError, "expected shape (3,) for the 3 channels of input (4, 3, 2, 2), got (2,)"),
+    ):
+        with pytest.raises(kind) as caught:
+            apply(**{name: wrong})
+        assert str(caught.value) == f"{name}: {message}"
+    assert same_bits(apply(), apply(**{name: [1, 2, 3]}))
+
+
+@pytest.mark.parametrize(
+    ("count", "kind", "message"),
+    [
+        (15, ValueError, "expected at least 16, the elements of a channel of input (4, 3, 2, 2), got 15"),
+        (-1, ValueError, "expected at least 0, got -1"),
+        (-(2**80), ValueError, f"expected at least 0, got {-(2**53)}"),
+        (16.0, TypeError, "expected an integer, got 16.0"),
+        (None, TypeError, "expected an integer, got None"),
+    ],
+)
+def test_the_count_is_that_of_the_whole_batch(count, kind, message):
+    with pytest.raises(kind) as caught:
+        apply(count)
+    assert str(caught.value) == f"count: {message}"
+
+
+def test_any_larger_count_will_do():
+    assert np.isfinite(apply(2**80).input_delta).all()
+    assert same_bits(apply(2**80), apply(2**53))
+
+
+def test_the_halves_have_the_rules_of_the_whole():
+    with pytest.raises(TypeError, match=r"^mean: expected float32, the type of input, got float64$"):
+        bnbp.batch_norm_training_backprop_reduce(BATCH.input, np.zeros(3), BATCH.normalized_delta)
+    with pytest.raises(
+        ValueError, match=r"^normalized_delta: expected shape \(4, 3, 2, 2\), that of input, got \(2,\)$"
+    ):
+        bnbp.batch_norm_training_backprop_reduce(BATCH.input, BATCH.mean, np.zeros(2, np.float32))
+    with pytest.raises(ValueError, match=r"^channel_axis: expected -4 to 3 "):
+        bnbp.batch_norm_training_statistics(BATCH.input, channel_axis=4)
+    with pytest.raises(ValueError, match=r"^num_threads: expected at least 1, got 0$"):
+        bnbp.batch_norm_training_statistics(BATCH.input, num_threads=0)
+    with pytest.raises(TypeError, match=r"^gamma: expected float32, the type of input, got int64$"):
+        apply(gamma=np.zeros(3, np.int64))
+
+
+PART = (4, SUMS, SUMS)
+
+
+@pytest.mark.parametrize(
+    ("parts", "kind", "message"),
+    [
+        ((), ValueError, "merge_statistics: expected at least 1 part, got none"),
+        (([],), ValueError, "merge_statistics: expected at least 1 part, got none"),
+        ((PART, 3), TypeError, "parts[1]: expected (count, mean, m2), got int"),
+        ((PART, (4, SUMS)), TypeError, "parts[1]: expected (count, mean, m2), got a tuple of 2"),
+        ((PART, (4.0, SUMS, SUMS)), TypeError, "parts[1] (count): expected an integer, got 4.0"),
+        (((-1, SUMS, SUMS), PART), ValueError, "parts[0] (count): expected at least 0, got -1"),
+        ((PART, (4, SUMS.astype("f4"), SUMS)), TypeError, "parts[1] (mean): expected float64, got float32"),
+        ((PART, (4, SUMS, SUMS[:2])), ValueError, "parts[1] (m2): expected shape (3,), that of the first part, got (2,)"),
+        (((4, SUMS[0], SUMS),), ValueError, "parts[0] (mean): expected one axis, the channels, got shape ()"),
+    ],
+)  # fmt: skip
+def test_parts_that_cannot_be_merged(parts, kind, message):
+    with pytest.raises(kind) as caught:
+        bnbp.merge_statistics(*parts)
+    assert str(caught.value) == message
 
 
 def test_nothing_warns():
