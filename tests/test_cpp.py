@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from setuptools import Distribution, Extension
@@ -49,6 +50,23 @@ def test_a_gradient_computed_in_cpp_is_that_of_the_reference(caller):
         np.testing.assert_allclose(result, exact.ravel(), rtol=1e-13)
 
 
+def test_a_gradient_in_parts_is_that_of_the_whole(caller):
+    x, *_ = map(np.array, caller.gradient())
+    whole, apart, statistics = map(np.array, caller.parts())
+    assert np.ptp(whole) > 1
+    np.testing.assert_allclose(apart, whole, rtol=1e-13)
+    part = x.reshape(3, 2, 2)[1:]
+    expected = [part.mean((0, 2)), part.var((0, 2)) * 4]
+    np.testing.assert_allclose(statistics, np.concatenate(expected), rtol=1e-13)
+
+
+def test_sixteen_bits_in_cpp(caller):
+    caller.gradient()  # imports the kernels
+    float16, bfloat16 = np.array(caller.halves(), np.uint16).reshape(2, 4)
+    assert float16.view(np.float16).tolist() == [-1, 0, 1, 2]
+    assert bfloat16.view(ml_dtypes.bfloat16).tolist() == [-1, 0, 1, 2]
+
+
 def test_cpp_gets_the_errors_of_python(caller):
     caller.gradient()  # imports the kernels
     assert caller.errors() == {
@@ -60,6 +78,9 @@ def test_cpp_gets_the_errors_of_python(caller):
         "read-only": "out[0] (normalized): expected memory that can be written to, got read-only memory",
         "null": "out[0] (normalized): expected data, got a null pointer",
         "strides": "input: expected a stride for each of the 3 axes, got 1",
+        "broadcast": "out[0] (normalized): expected memory for each element, got elements that overlap each other",
+        "endless": "input: expected at most 9223372036854775807 bytes, got shape (1099511627776, 2, 1099511627776)",
+        "whole": "count: expected at least 0, got -2",
         "length": "input: expected lengths >= 0, got shape (-3, 2, 2)",
     }
     x = np.zeros((3, 2, 2))

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -33,6 +34,22 @@ OPERATORS: dict[str, tuple[str, Callable[..., Any]]] = {
     "BatchNormTrainingBackprop": (BACKPROP, bnbp.batch_norm_training_backprop),
     "BatchNormInference": ("ops/batch_norm_inference.rst", bnbp.batch_norm_inference),
 }
+IN_PARTS = "ops/in_parts.rst"
+PARTS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
+    "BatchNormTrainingStatistics": (bnbp.batch_norm_training_statistics, bnbp.BatchNormStatistics._fields[1:]),
+    "BatchNormTrainingBackpropReduce": (
+        bnbp.batch_norm_training_backprop_reduce,
+        bnbp.BatchNormTrainingBackpropSums._fields,
+    ),
+    "BatchNormTrainingBackpropApply": (
+        bnbp.batch_norm_training_backprop_apply,
+        bnbp.BatchNormTrainingBackpropResult._fields,
+    ),
+}
+ATTRIBUTES = ("count", "epsilon", "channel_axis")
+OPTIONS = ("output_mask", "out", "num_threads")
+PARAMETERS = ("gamma", "beta", "mean", "variance", "gamma_delta", "beta_delta", "batch_mean", "batch_variance")
+SUMS = ("m2", "delta_sum", "delta_centered_sum")
 
 
 def text_of(page: str) -> str:
@@ -46,10 +63,10 @@ def text_of(page: str) -> str:
 def test_examples_of_the_pages_run(page: str) -> None:
     result = doctest.testfile(str(DOCS / page), module_relative=False, encoding="utf-8")
     assert result.failed == 0
-    assert (result.attempted > 0) == (page == "index.rst" or page.startswith("ops/batch"))
+    assert (result.attempted > 0) == (page in ("index.rst", "layouts.rst", IN_PARTS) or page.startswith("ops/batch"))
 
 
-@pytest.mark.parametrize("name", ["bnbp.ops", "bnbp.reference", "bnbp._config"])
+@pytest.mark.parametrize("name", ["bnbp.ops", "bnbp.reference", "bnbp._config", "bnbp._statistics"])
 def test_examples_of_the_docstrings_run(name: str) -> None:
     result = doctest.testmod(importlib.import_module(name))
     assert result.failed == 0
@@ -87,12 +104,13 @@ def headings(page: str, *levels: str) -> list[str]:
     return [title for title, level in HEADING.findall(text_of(page)) if level in levels]
 
 
-def rows(page: str, section: str) -> list[list[str]]:
-    """The cells of a section's table, the head first."""
+def rows(page: str, section: str, within: str = "") -> list[list[str]]:
+    """The cells of a section's first table, the head first; of the section after the title `within`."""
     pieces = HEADING.split(text_of(page))  # text, title, level, text, title, level, text ...
-    body = pieces[pieces.index(section) + 2]
+    body = pieces[pieces.index(section, pieces.index(within) if within else 0) + 2]
+    body = body.partition("list-table::")[2].partition("list-table::")[0]
     table = [re.split(r"\n     - ", row) for row in re.split(r"\n   \* - ", body)[1:]]
-    table[-1][-1] = table[-1][-1].partition("\n\n")[0]
+    table[-1][-1] = table[-1][-1].partition("\n\n")[0]  # what follows the table
     return [[" ".join(cell.replace("``", "").split()) for cell in row] for row in table]
 
 
@@ -122,10 +140,96 @@ def test_operator_page_has_the_rows_of_the_function(name: str) -> None:
     assert column(attributes) == ["epsilon", "channel_axis"]
     assert attributes[1][1] == "double"
     assert "bnbp's own" in attributes[2][2]
-    per_channel = {"gamma", "beta", "mean", "variance", "gamma_delta", "beta_delta", "batch_mean", "batch_variance"}
-    assert inputs[1][1:] == ["float32 or float64", r":math:`(\bullet, C, \ldots)`"]
+    assert_types_and_shapes(inputs, outputs)
+
+
+def assert_types_and_shapes(inputs: list[list[str]], outputs: list[list[str]]) -> None:
+    """What the tables say of each input and output."""
+    assert inputs[1][1:] == ["float16, bfloat16, float32 or float64", r":math:`(\bullet, C, \ldots)`"]
+    parameters = [row for row in inputs if row[0] in PARAMETERS]
+    if parameters:
+        assert parameters[0][1] == "parameter type: same as input; or float32, if that is float16 or bfloat16"
     for row in [*inputs[2:], *outputs[1:]]:
-        assert row[1:] == ["same as input", ":math:`(C)`" if row[0] in per_channel else "same as input"]
+        if row[0] in PARAMETERS and any(row is output for output in outputs) and not parameters:
+            assert row[1:] == ["float64", ":math:`(C)`"]  # the mean of BatchNormTrainingStatistics
+        elif row[0] in PARAMETERS:
+            assert row[1].partition(":")[0] == "parameter type"
+            assert row[2] == ":math:`(C)`"
+        elif row[0] in SUMS:
+            assert row[1:] == ["float64", ":math:`(C)`"]
+        else:
+            assert row[1:] == ["same as input", "same as input"]
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_page_of_the_parts_has_the_rows_of_the_functions(name: str) -> None:
+    function, results = PARTS[name]
+    parameters = [name for name in inspect.signature(function).parameters if name not in OPTIONS]
+    inputs, attributes, outputs = (rows(IN_PARTS, section, name) for section in ("Inputs", "Attributes", "Outputs"))
+    assert inputs[0] == outputs[0] == ["Name", "Element Type", "Shape"]
+    assert attributes[0] == ["Name", "Type", "Notes"]
+    assert column(inputs) + column(attributes) == parameters
+    assert column(attributes) == [name for name in parameters if name in ATTRIBUTES]
+    assert tuple(column(outputs)) == results
+    assert_types_and_shapes(inputs, outputs)
+    assert f"   {name}  // " in re.sub(" +//", "  //", text_of(IN_PARTS).partition("\nDescription\n")[0])
+
+
+def test_page_of_the_parts_has_its_sections() -> None:
+    assert headings(IN_PARTS, "-") == ["Description", *PARTS, "Mathematical Definition", "C++ Interface"]
+
+
+def test_page_of_the_types_names_every_argument_and_result() -> None:
+    table = rows("layouts.rst", "Element types")
+    assert table[1] == ["input", "float16, bfloat16, float32 or float64"]
+    named = {name: row[1] for row in table[1:] for name in re.findall(r"\w+", row[0].partition(", and the ")[0])}
+    types = {"same as input": "same as input", "float64": "float64"}
+    tables = [rows(page, section) for page, _ in OPERATORS.values() for section in ("Inputs", "Outputs")]
+    tables.append(rows(IN_PARTS, "Inputs", "BatchNormTrainingBackpropApply"))
+    rest = {row[0]: row[1].partition(":")[0] for table in tables for row in table[1:]}
+    del rest["input"], named["input"]
+    assert set(named) == set(rest)
+    assert all(named[name].startswith(types.get(type_, "the *parameter type*: ")) for name, type_ in rest.items())
+
+
+@pytest.mark.parametrize("parameters", [np.float32, None])
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+def test_results_have_the_types_that_the_pages_say(dtype: Any, parameters: Any) -> None:
+    x = np.arange(12).reshape(3, 2, 2).astype(dtype)
+    per_channel = np.dtype(parameters if parameters and x.itemsize == 2 else dtype)
+    gamma = np.ones(2, per_channel)
+    forward = bnbp.batch_norm_training(x, gamma, None)
+    backward = bnbp.batch_norm_training_backprop(x, gamma, None, *forward[1:], x)
+    results = {**forward._asdict(), **backward._asdict()}
+    assert {name: array.dtype for name, array in results.items()} == {
+        name: per_channel if name in PARAMETERS else x.dtype for name in results
+    }
+    assert bnbp.batch_norm_training(x, None, None).batch_mean.dtype == x.dtype
+
+
+@pytest.mark.parametrize("name", [name for name in bnbp.__all__ if name not in ("__version__", "reference")])
+def test_api_page_has_every_public_name(name: str) -> None:
+    directive = "autoclass" if inspect.isclass(getattr(bnbp, name)) else "autofunction"
+    assert f".. {directive}:: bnbp.{name}\n" in text_of("api.rst")
+
+
+def test_every_operator_class_is_on_a_page() -> None:
+    header = Path(bnbp.get_include(), "bnbp", "batch_norm.hpp").read_text("utf-8")
+    classes = re.findall(r"^class (\w+) : public BatchNormBase", header, re.MULTILINE)
+    assert {*OPERATORS, *PARTS} < set(classes)
+    for name in classes:
+        assert sum(f".. doxygenclass:: bnbp::op::{name}\n" in text_of(page) for page in PAGES) == 1
+
+
+@pytest.mark.parametrize("name", bnbp.ops.__all__)
+def test_docstring_names_every_argument_and_error(name: str) -> None:
+    function = getattr(bnbp, name)
+    sections = re.split(r"\n    (\w[\w ]+)\n    -+\n", function.__doc__ or "")
+    bodies = dict(zip(sections[1::2], sections[2::2], strict=True))
+    named = re.findall(r"^    (\w.*?)(?: : .*)?$", bodies["Parameters"], re.MULTILINE)
+    assert ", ".join(named).split(", ") == list(inspect.signature(function).parameters)
+    assert "TypeError" in bodies["Raises"]
+    assert "ValueError" in bodies["Raises"]
 
 
 def test_operator_pages_have_the_outputs_of_the_results() -> None:
@@ -145,9 +249,11 @@ def test_versions_agree() -> None:
 TOKEN = re.compile(
     r"\\mathtt\{([^}]+)\}|(\\hat x)|\\(?:left|right|,|;)|(\\[a-z]+)|([0-9m+\-/^(){}])|_i|[\s.]"  # one group, or nothing
 )
+OF_PART = re.compile(r"(?:\\mathtt\{([^}]+)\}|(m))_([ab])")
 
 
 def tokens(tex: str) -> list[str]:
+    tex = OF_PART.sub(r"\\mathtt{\1\2\_\3}", tex)
     assert TOKEN.sub("", tex) == "", f"unknown TeX in {tex!r}"
     return [match[match.lastindex].replace(r"\_", "_") for match in TOKEN.finditer(tex) if match.lastindex]
 
@@ -267,6 +373,21 @@ def test_formulas_and_derivation_of_the_gradient_are_those_of_the_reference(chan
     assert {"gmul_delta", "variance_delta", "square_delta", "centered_delta", "mean_delta"} <= set(values)
 
 
+def test_formulas_of_the_parts_are_those_of_the_reference(channel: dict[str, Any]) -> None:
+    whole = slice(None)
+    for name, part in (("_a", slice(3)), ("_b", slice(3, None)), ("", whole)):
+        x, dy = (channel[tensor][part].reshape(-1, 1) for tensor in ("input", "normalized_delta"))
+        statistics = reference.batch_norm_training_statistics(x)
+        mean = reference.batch_norm_training_statistics(channel["input"].reshape(-1, 1)).mean
+        sums = reference.batch_norm_training_backprop_reduce(x, mean, dy)
+        results = {"m": statistics.count, "mean": statistics.mean, "m2": statistics.m2, **sums._asdict()}
+        channel |= {tensor + name: np.squeeze(result).item() for tensor, result in results.items()}
+    assert (channel["m_a"], channel["m_b"], channel["m"]) == (3, 4, 7)
+    channel["variance"] = statistics.variance.item()
+    result = run_reference(reference.batch_norm_training_backprop, channel, "mean", "variance", "normalized_delta")
+    agree(execute(IN_PARTS, channel), result._asdict())
+
+
 def test_formulas_of_inference_are_those_of_the_reference(channel: dict[str, Any]) -> None:
     channel |= {"mean": 1.5, "variance": 4.0, r"inv_std": 1 / np.sqrt(4.3)}
     normalized = run_reference(reference.batch_norm_inference, channel, "mean", "variance")
@@ -306,7 +427,7 @@ def site(check: ModuleType, tmp_path: Path) -> Path:
 
 def test_check_passes_a_good_site(check: ModuleType, site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check.main([str(site)]) == 0
-    assert "5 pages, 10 formulas" in capsys.readouterr().out
+    assert "6 pages, 12 formulas" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,75 @@ PyObject* gradient(PyObject*, PyObject*) {
                          list_of(beta_delta));
 }
 
+// The gradient of a batch in two parts, the second with its axes in another order: what evaluate gives for the whole,
+// and what the halves give.
+PyObject* parts(PyObject*, PyObject*) {
+    using namespace bnbp::op;
+    std::vector<double> whole(12), gamma_delta(2), beta_delta(2), apart(12), sums(4), part_sums(4), statistics(4);
+    const std::vector<double> mean = {2.0, 2.5}, variance = {8.0, 4.0};
+    // Elements 4 to 11, those of n = 1 and 2, with n innermost in memory.
+    std::vector<double> moved_x(8), moved_dy(8);
+    for (int n = 0; n < 2; ++n) {
+        for (int k = 0; k < 4; ++k) {
+            moved_x[static_cast<std::size_t>(2 * k + n)] = x[static_cast<std::size_t>(4 + 4 * n + k)];
+            moved_dy[static_cast<std::size_t>(2 * k + n)] = dy[static_cast<std::size_t>(4 + 4 * n + k)];
+        }
+    }
+    const Tensor none, gamma(gamma_.data(), {2}), mean_of(mean.data(), {2}), variance_of(variance.data(), {2});
+    Tensor x1(x.data(), {1, 2, 2}), dy1(dy.data(), {1, 2, 2}), x2(moved_x.data(), {2, 2, 2}),
+        dy2(moved_dy.data(), {2, 2, 2}), dx2(apart.data() + 4, {2, 2, 2});
+    x2.strides = dy2.strides = {8, 32, 16};
+    try {
+        BatchNormTrainingBackprop(0.5).evaluate(
+            {{whole.data(), shape}, {gamma_delta.data(), {2}}, {beta_delta.data(), {2}}},
+            {{x.data(), shape}, gamma, none, mean_of, variance_of, {dy.data(), shape}});
+        const BatchNormTrainingBackpropReduce reduce;
+        reduce.evaluate({{sums.data(), {2}}, {sums.data() + 2, {2}}}, {x1, mean_of, dy1});
+        reduce.evaluate({{part_sums.data(), {2}}, {part_sums.data() + 2, {2}}}, {x2, mean_of, dy2});
+        for (std::size_t k = 0; k < 4; ++k) {
+            sums[k] += part_sums[k];
+        }
+        const Tensor delta_sum(sums.data(), {2}), delta_centered_sum(sums.data() + 2, {2});
+        const BatchNormTrainingBackpropApply apply(6, 0.5);
+        if (apply.get_count() != 6) {
+            throw std::runtime_error("forgot the count");
+        }
+        apply.evaluate({{apart.data(), {1, 2, 2}}, none, none},
+                       {x1, gamma, none, mean_of, variance_of, dy1, delta_sum, delta_centered_sum});
+        apply.evaluate({dx2, none, none}, {x2, gamma, none, mean_of, variance_of, dy2, delta_sum, delta_centered_sum});
+        BatchNormTrainingStatistics().evaluate({{statistics.data(), {2}}, {statistics.data() + 2, {2}}}, {x2});
+    } catch (const std::exception& error) {
+        PyErr_SetString(PyExc_RuntimeError, error.what());
+        return nullptr;
+    }
+    return Py_BuildValue("(NNN)", list_of(whole), list_of(apart), list_of(statistics));
+}
+
+// 16-bit numbers, whose parameters are float: 1, 2, 3 and 4 in either type, normalised with mean 2 and variance 1.
+PyObject* halves(PyObject*, PyObject*) {
+    using bnbp::ElementType;
+    const std::uint16_t numbers[2][4] = {{0x3c00, 0x4000, 0x4200, 0x4400}, {0x3f80, 0x4000, 0x4040, 0x4080}};
+    const ElementType types[2] = {ElementType::f16, ElementType::bf16};
+    const float mean = 2, variance = 1;
+    PyObject* results = PyList_New(0);
+    for (int k = 0; k < 2; ++k) {
+        std::uint16_t y[4] = {};
+        try {
+            bnbp::op::BatchNormInference(0).evaluate(
+                {{types[k], y, {4, 1}}}, {{types[k], numbers[k], {4, 1}}, {}, {}, {&mean, {1}}, {&variance, {1}}});
+        } catch (const std::exception& error) {
+            PyErr_SetString(PyExc_RuntimeError, error.what());
+            return nullptr;
+        }
+        for (const std::uint16_t bits : y) {
+            PyObject* number = PyLong_FromLong(bits);
+            PyList_Append(results, number);
+            Py_DECREF(number);
+        }
+    }
+    return results;
+}
+
 template <typename Error, typename Call> std::string message_of(Call call) {
     try {
         call();
@@ -74,8 +143,10 @@ PyObject* errors(PyObject*, PyObject*) {
     auto evaluate = [&](const std::vector<Tensor>& outputs, const std::vector<Tensor>& inputs) {
         return [&op, outputs, inputs] { op.evaluate(outputs, inputs); };
     };
-    Tensor odd(x.data(), shape);
+    Tensor odd(x.data(), shape), broadcast = out;
     odd.strides = {8};
+    broadcast.strides = {32, 16, 0};
+    const bnbp::Shape endless = {std::int64_t{1} << 40, 2, std::int64_t{1} << 40};
     const std::vector<std::pair<const char*, std::string>> table = {
         {"epsilon", message_of<ValueError>([] { bnbp::op::BatchNormTraining(-1.0); })},
         {"type", message_of<TypeError>(evaluate({out}, {input, {floats.data(), {2}}, none, vector, vector}))},
@@ -86,6 +157,10 @@ PyObject* errors(PyObject*, PyObject*) {
         {"null",
          message_of<ValueError>(evaluate({{bnbp::ElementType::f64, shape}}, {input, none, none, vector, vector}))},
         {"strides", message_of<ValueError>(evaluate({out}, {odd, none, none, vector, vector}))},
+        {"broadcast", message_of<ValueError>(evaluate({broadcast}, {input, none, none, vector, vector}))},
+        {"endless", message_of<ValueError>(
+                        evaluate({{memory.data(), endless}}, {{x.data(), endless}, none, none, vector, vector}))},
+        {"whole", message_of<ValueError>([] { bnbp::op::BatchNormTrainingBackpropApply(-2); })},
         {"length", message_of<ValueError>(evaluate({out}, {{x.data(), {-3, 2, 2}}, none, none, vector, vector}))},
     };
     PyObject* dict = PyDict_New();
@@ -103,6 +178,8 @@ PyObject* before_import(PyObject*, PyObject*) {
 }
 
 PyMethodDef methods[] = {{"gradient", gradient, METH_NOARGS, nullptr},
+                         {"parts", parts, METH_NOARGS, nullptr},
+                         {"halves", halves, METH_NOARGS, nullptr},
                          {"errors", errors, METH_NOARGS, nullptr},
                          {"before_import", before_import, METH_NOARGS, nullptr},
                          {nullptr, nullptr, 0, nullptr}};

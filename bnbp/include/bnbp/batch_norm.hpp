@@ -454,9 +454,8 @@ private:
                 order.push_back(axis);
             }
         }
-        std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
-            return std::abs(strides[a]) > std::abs(strides[b]);
-        });
+        std::stable_sort(order.begin(), order.end(),
+                         [&](std::size_t a, std::size_t b) { return std::abs(strides[a]) > std::abs(strides[b]); });
         if (shape[channel_axis] == 1) {
             order.insert(order.begin(), channel_axis);
         }
@@ -759,7 +758,8 @@ public:
                 vectors.emplace_back(inputs[k]).read();
                 arguments.*(spec.slot) = vectors.back().data();
             } else {
-                layout.add(inputs[k], k == 0 ? &bnbp_arguments::input_strides : &bnbp_arguments::normalized_delta_strides);
+                layout.add(inputs[k],
+                           k == 0 ? &bnbp_arguments::input_strides : &bnbp_arguments::normalized_delta_strides);
                 arguments.*(spec.slot) = inputs[k].data;
             }
         }
@@ -943,6 +943,16 @@ private:
         }
         if (std::any_of(tensor.shape.begin(), tensor.shape.end(), [](std::int64_t length) { return length < 0; })) {
             throw ValueError(std::string(name) + ": expected lengths >= 0, got shape " + detail::text_of(tensor.shape));
+        }
+        if (!detail::is_empty(tensor)) {
+            std::int64_t room = std::numeric_limits<std::int64_t>::max() / detail::item_size(tensor.element_type);
+            for (const std::int64_t length : tensor.shape) {
+                room /= length;
+            }
+            if (room == 0) {
+                throw ValueError(std::string(name) + ": expected at most 9223372036854775807 bytes, got shape " +
+                                 detail::text_of(tensor.shape));
+            }
         }
         if (tensor.present() && !tensor.data && !detail::is_empty(tensor)) {
             throw ValueError(std::string(name) + ": expected data, got a null pointer");
