@@ -30,6 +30,7 @@ import bnbp
 
 Array = NDArray[Any]
 Call = Callable[[], Any]
+Formulas = Callable[..., tuple[Any, ...]]
 Shape = tuple[int, ...]
 
 EPSILON = 1e-5
@@ -87,6 +88,17 @@ NUM_INPUTS = {"training": 3, "training_backprop": 6, "inference": 5, "inference_
 LAYOUTS = ("nchw", "nhwc")
 
 
+def tensor_type(dtype: str) -> np.dtype[Any]:
+    """NumPy's type of that name; bfloat16 is that of ml_dtypes, which is imported for it alone.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If there is no ml_dtypes.
+    """
+    return np.dtype(importlib.import_module("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype)
+
+
 class Batch(NamedTuple):
     """The inputs of an operator; the first three, five or all six, as it takes them."""
 
@@ -99,23 +111,29 @@ class Batch(NamedTuple):
 
 
 def make_batch(shape: Shape, dtype: str) -> Batch:
-    """Random inputs whose sums do not cancel, so that an error in them shows, and whose statistics are their own."""
+    """Random inputs whose sums do not cancel, so that an error in them shows, and whose statistics are their own.
+
+    Where the tensors have 16 bits, parameters and statistics are float32, as in mixed-precision training. The
+    statistics are those of the tensors as they were rounded.
+    """
     rng = np.random.default_rng(0)
-    real = np.dtype(dtype).type
+    narrow = tensor_type(dtype)
+    wide = np.promote_types(narrow, np.float32)
     channels, along = shape[1], (1, -1) + (1,) * (len(shape) - 2)
     others = (0, *range(2, len(shape)))
 
     def normal() -> Array:
-        return rng.standard_normal(shape, np.float64 if dtype == "float64" else np.float32)
+        return rng.standard_normal(shape, np.float64 if wide == np.float64 else np.float32)
 
     x, dy = normal(), normal()
     dy += 0.5 * x
-    dy += real(0.25)
-    x *= rng.uniform(0.5, 2, channels).astype(dtype).reshape(along)
-    x += rng.uniform(-1, 1, channels).astype(dtype).reshape(along)
+    dy += wide.type(0.25)
+    x *= rng.uniform(0.5, 2, channels).astype(wide).reshape(along)
+    x += rng.uniform(-1, 1, channels).astype(wide).reshape(along)
+    x, dy = x.astype(narrow, copy=False), dy.astype(narrow, copy=False)
     mean, variance = x.mean(others, dtype=np.float64), x.var(others, dtype=np.float64)
     gamma, beta = rng.uniform(0.5, 1.5, channels), rng.uniform(-1, 1, channels)
-    return Batch._make([x, *(vector.astype(dtype) for vector in (gamma, beta, mean, variance)), dy])
+    return Batch._make([x, *(vector.astype(wide) for vector in (gamma, beta, mean, variance)), dy])
 
 
 def channels_last(batch: Batch) -> Batch:
@@ -160,7 +178,7 @@ class Point:
         """
         apart = self.layout == "nchw" and len(self.shape) > 2
         elements = math.prod(self.shape) // (self.shape[1] if apart else 1)
-        return self.reduces and elements * self.num_tensors_read * np.dtype(dtype).itemsize > cache_limit()
+        return self.reduces and elements * self.num_tensors_read * tensor_type(dtype).itemsize > cache_limit()
 
 
 @cache
@@ -213,16 +231,22 @@ FLOOR, READ = "floor", "read"
 OWN = BNBP, FRESH = "bnbp", "bnbp fresh"  # with results to write into, and with results of its own
 
 
+def words(tensor: Array) -> Array:
+    """A tensor's bytes as numbers that the floor can add: 16-bit elements in pairs, without a last odd one."""
+    flat = tensor.reshape(-1)
+    return flat if flat.itemsize >= 4 else flat[: flat.size // 2 * 2].view(np.float32)
+
+
 def floor(point: Point, batch: Batch, out: Array) -> Iterator[Candidate]:
     """Read and write what the operator must, and do nothing else.
 
     Streaming past the caches is fastest when the result is larger than they are. Where it fits, plain stores may be
     faster, and one thread faster than many: then all are tried, and the fastest is the floor.
     """
-    read = [a.reshape(-1) for a in (batch.input, batch.normalized_delta)[: point.num_tensors_read]]
+    read = [words(a) for a in (batch.input, batch.normalized_delta)[: point.num_tensors_read]]
     loops = load_floor()
     copy, add = (loops.copy2, loops.read2) if len(read) == 2 else (loops.copy1, loops.read1)
-    to = out.reshape(-1)
+    to = words(out)
     yield Candidate(FLOOR, partial(copy, *read, to, point.threads))
     fits = out.nbytes * (len(read) + 1) <= cache_sizes().get("L2", 2**20)
     for threads in sorted({1, point.threads}) if fits else [point.threads]:
@@ -264,8 +288,8 @@ class Peer:
         raise NotImplementedError
 
 
-def formulas(xp: Any, operator: str, rank: int, channel_axis: int) -> Callable[..., tuple[Any, ...]]:
-    """The operator written out, for an array library with NumPy's functions."""
+def formulas(xp: Any, operator: str, rank: int, channel_axis: int) -> Formulas:
+    """The operator written out, for an array library with NumPy's functions: in the type of the parameters."""
     others = tuple(axis for axis in range(rank) if axis != channel_axis % rank)
 
     def along(vector: Any) -> Any:
@@ -289,12 +313,19 @@ def formulas(xp: Any, operator: str, rank: int, channel_axis: int) -> Callable[.
             dy = dy - along(dbeta / m) - xhat * along(dgamma / m)
         return along(gamma * inv_std) * dy, dgamma, dbeta
 
-    functions: dict[str, Callable[..., tuple[Any, ...]]] = {"training": training, "inference": inference}
-    return functions.get(operator, backprop)
+    functions: dict[str, Formulas] = {"training": training, "inference": inference}
+    function: Formulas = functions.get(operator, backprop)
+
+    def rounded(*inputs: Any) -> tuple[Any, ...]:
+        tensor, parameter = inputs[0].dtype, inputs[1].dtype
+        first, *rest = function(*(xp.asarray(a, parameter) for a in inputs))
+        return xp.asarray(first, tensor), *rest
+
+    return rounded
 
 
 class NumPy(Peer):
-    """The formulas in the type of the data, on one thread whatever is asked for."""
+    """The formulas in the type of the parameters, on one thread whatever is asked for."""
 
     name = "numpy"
 
@@ -320,9 +351,12 @@ class Torch(Peer):
         """On tensors that share the memory of our arrays."""
         torch, aten = self.torch, self.torch.ops.aten
         torch.set_num_threads(point.threads)
-        x, gamma, beta, mean, variance, dy = (
-            torch.from_numpy(a if a.ndim == 1 else np.moveaxis(a, point.channel_axis, 1)) for a in batch
-        )
+
+        def tensor(a: Array) -> Any:  # by way of integers: NumPy's bfloat16 is none of PyTorch's
+            shared = torch.from_numpy(a.view(f"i{a.itemsize}")).view(getattr(torch, a.dtype.name))
+            return shared if a.ndim == 1 else shared.moveaxis(point.channel_axis, 1)
+
+        x, gamma, beta, mean, variance, dy = map(tensor, batch)
         call: Call
         match point.operator:
             case "training":
@@ -338,7 +372,7 @@ class Torch(Peer):
 
         def outputs(results: Any) -> Iterator[Array]:
             first, second, third = results
-            yield np.moveaxis(first.numpy(), 1, point.channel_axis)
+            yield np.moveaxis(first.to(gamma.dtype).numpy(), 1, point.channel_axis)
             yield second.numpy()
             yield (third.double() ** -2 - EPSILON).numpy() if point.operator == "training" else third.numpy()
 
@@ -359,7 +393,7 @@ class TensorFlow(Peer):
         self.version = self.tf.__version__
 
     def cannot(self, point: Point, dtype: str) -> str | None:
-        """It is for float32, with one number of threads."""
+        """It has no float64, and one number of threads."""
         if dtype == "float64":
             return "its operators have no float64"
         if point.threads != self.threads:
@@ -459,9 +493,11 @@ def _no_stderr() -> Iterator[None]:
 # The measurement
 
 
-#: The largest error of an output, as a share of its largest value, of an answer that is taken for right. A sum of some
-#: hundred thousand float32 numbers, one after the other, is off by 1e-5; a formula that is wrong, by more than this.
-TOLERANCE = {"float32": 1e-3, "float64": 1e-9}
+#: The largest error of an output, as a share of its largest value, of an answer that is taken for right; by the type of
+#: the output. A sum of some hundred thousand float32 numbers, one after the other, is off by 1e-5; a formula that is
+#: wrong, by more than this. Rounding a result costs up to 5e-4 in float16 and 4e-3 in bfloat16, and a peer may round
+#: on the way to it as well.
+TOLERANCE = {"float16": 2.5e-3, "bfloat16": 2e-2, "float32": 1e-3, "float64": 1e-9}
 
 SAMPLE = 2e-3  # seconds of a sample: shorter calls are repeated, so that the clock and one interrupt do not matter
 WARM = 1e-2  # seconds of a call up to which it is made once, untimed, before each sample: its data may be in a cache
@@ -614,6 +650,7 @@ class Benchmark:
         if candidate.outputs is None:
             return
         worst = 0.0
+        batch = self._batch(point)
         for name, result, right in zip(
             OUTPUTS[point.operator], candidate.outputs(results), self._right_answer(point), strict=False
         ):
@@ -621,7 +658,8 @@ class Benchmark:
             if got.shape != right.shape:
                 raise WrongAnswer(f"wrong answer: {name} has the shape {got.shape}, not {right.shape}")
             error = deviation(got, right)
-            if not error <= TOLERANCE[self.settings.dtype]:  # NaN as well
+            kind = (batch.input if right.ndim > 1 else batch.gamma).dtype.name
+            if not error <= TOLERANCE[kind]:  # NaN as well
                 raise WrongAnswer(f"wrong answer: {name} is off by {error:.1g} of its largest value")
             worst = max(worst, error)
         row.deviations[candidate.name] = worst

@@ -506,6 +506,8 @@ class Peer(StrEnum):
 class DType(StrEnum):
     """The type of the tensors."""
 
+    float16 = "float16"
+    bfloat16 = "bfloat16"
     float32 = "float32"
     float64 = "float64"
 
@@ -525,7 +527,9 @@ def bench(
     peer: Annotated[
         list[Peer] | None, typer.Option(help="What to compare with; may be repeated.", show_default="all installed")
     ] = None,
-    dtype: Annotated[DType, typer.Option(help="The type of the tensors.")] = DType.float32,
+    dtype: Annotated[
+        DType, typer.Option(help="The type of the tensors; at 16 bits, parameters and statistics are float32.")
+    ] = DType.float32,
     rounds: Annotated[int, typer.Option(min=1, metavar="N", help="How often each candidate has its turn.")] = 10,
     numbers: Annotated[Path | None, typer.Option("--json", metavar="PATH", help="Where to save the numbers.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="PATH", help="Where to save a plot: .png, .pdf or .svg.")] = None,
@@ -556,6 +560,10 @@ def bench(
             import matplotlib  # noqa: F401
         except ModuleNotFoundError as error:
             raise Failure("the plot needs matplotlib; run: pip install 'bnbp[bench]'") from error
+    try:
+        benchmark.tensor_type(dtype)
+    except ModuleNotFoundError as error:
+        raise Failure("bfloat16 needs ml_dtypes; run: pip install 'bnbp[bench]'") from error
 
     measurement = benchmark.Benchmark(settings)
     environment = measurement.environment()

@@ -52,16 +52,18 @@ def batch_norm_training(
 
     Parameters
     ----------
-    input : array_like, float32 or float64, shape (N, C, ...)
-        The batch. At least two axes; the channels, at least one, are on ``channel_axis``.
-    gamma, beta : array_like, shape (C,), type of `input`, or None
-        Scale and shift of each channel. None stands for ones and zeros.
+    input : array_like, float16, bfloat16, float32 or float64, shape (N, C, ...)
+        The batch, in any memory layout. At least two axes; the channels, at least one, are on ``channel_axis``.
+    gamma, beta : array_like, shape (C,), type of `input` or, if that has 16 bits, float32; or None
+        Scale and shift of each channel. None stands for ones and zeros. Both have one type, the parameters' type,
+        which the first one given decides; without either it is that of `input`.
     epsilon : float, default 1e-5
         Added to the variance before the square root; finite and not negative.
     channel_axis : int, default 1
         The axis of the channels; negative values count from the end. -1 is channels-last.
     out : sequence of (ndarray or None), optional
-        An array, or None, for each output, such as an earlier result. ``out[0]`` may be `input` itself.
+        An array, or None, for each output, such as an earlier result; of its shape and type, in any memory layout.
+        ``out[0]`` may be `input` itself (in place); any other overlap is refused.
     num_threads : int, optional
         Upper limit of the number of threads. Left out: ``BNBP_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the
         CPUs that the process may use. The result does not depend on it.
@@ -69,20 +71,23 @@ def batch_norm_training(
     Returns
     -------
     BatchNormTrainingResult
-        Named tuple of ``normalized`` (shape and type of `input`), ``batch_mean`` and ``batch_variance`` (shape (C,),
-        type of `input`). The variance is the biased one, divided by :math:`m`; of an empty batch both are NaN.
+        Named tuple of ``normalized`` (shape and type of `input`, and its order of axes in memory), ``batch_mean`` and
+        ``batch_variance`` (shape (C,), the parameters' type). The variance is the biased one, divided by :math:`m`; of
+        an empty batch both are NaN.
 
     Raises
     ------
     TypeError
-        If an element type is not accepted, or the types of two arguments do not match.
+        If an element type is not accepted, the types of two arguments do not match, or a tensor is not in the CPU's
+        memory. The message names the argument.
     ValueError
         If a shape, `epsilon`, `channel_axis`, `num_threads` or `out` is not acceptable.
 
     Notes
     -----
     Mean and variance are accumulated in float64, and compensated where the data is float64 too. They are computed for
-    chunks of the channel and merged [1]_, so nothing cancels: a constant channel has variance exactly 0.
+    chunks of the channel and merged [1]_, so nothing cancels: a constant channel has variance exactly 0. ``normalized``
+    is computed in the type of the data; for 16-bit types in float32, rounded once at the end.
 
     References
     ----------
@@ -135,26 +140,28 @@ def batch_norm_training_backprop(
 
     Parameters
     ----------
-    input : array_like, float32 or float64, shape (N, C, ...)
+    input : array_like, float16, bfloat16, float32 or float64, shape (N, C, ...)
         What :func:`batch_norm_training` was given. At least two axes; the channels are on ``channel_axis``.
-    gamma : array_like, shape (C,), type of `input`, or None
-        Scale of each channel. None stands for ones.
-    beta : array_like, shape (C,), type of `input`, or None
+    gamma : array_like, shape (C,), type of `input` or, if that has 16 bits, float32; or None
+        Scale of each channel. None stands for ones. `gamma`, `beta`, `mean` and `variance` have one type, the
+        parameters' type, which the first one given decides.
+    beta : array_like, shape (C,), the parameters' type; or None
         An input of the operator that takes no part in its arithmetic.
-    mean, variance : array_like, shape (C,), type of `input`
+    mean, variance : array_like, shape (C,), the parameters' type
         The batch's own mean and biased variance, as :func:`batch_norm_training` returned them.
     normalized_delta : array_like, shape and type of `input`
-        Gradient of the loss with respect to the normalised output.
+        Gradient of the loss with respect to the normalised output. It and `input` each have any memory layout.
     epsilon : float, default 1e-5
         As in the forward operator; finite and not negative. A channel with ``variance + epsilon`` = 0 follows IEEE
         arithmetic: its results are infinite or NaN, those of the other channels are not touched.
     channel_axis : int, default 1
         The axis of the channels; negative values count from the end. -1 is channels-last.
     output_mask : sequence of three bool, default all True
-        Which outputs to compute. The others come back as None.
+        Which outputs to compute. The others come back as None, and what they are given in `out` is left alone.
+        Without ``input_delta`` the tensors are read once and none is written.
     out : sequence of (ndarray or None), optional
-        An array, or None, for each output, such as an earlier result. ``out[0]`` may be `normalized_delta` itself
-        (in place) or `input` itself.
+        An array, or None, for each output, such as an earlier result; of its shape and type, in any memory layout.
+        ``out[0]`` may be `normalized_delta` itself (in place) or `input` itself; any other overlap is refused.
     num_threads : int, optional
         Upper limit of the number of threads. Left out: ``BNBP_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the
         CPUs that the process may use. The result does not depend on it.
@@ -162,14 +169,15 @@ def batch_norm_training_backprop(
     Returns
     -------
     BatchNormTrainingBackpropResult
-        Named tuple of ``input_delta`` (shape and type of `input`), ``gamma_delta`` and ``beta_delta`` (shape (C,),
-        type of `input`). For an empty batch the sums are 0; with one element in a channel, ``input_delta`` is
-        exactly 0, because the output does not depend on it.
+        Named tuple of ``input_delta`` (shape and type of `input`, and its order of axes in memory), ``gamma_delta`` and
+        ``beta_delta`` (shape (C,), the parameters' type). For an empty batch the sums are 0; with one element in a
+        channel, ``input_delta`` is exactly 0, because the output does not depend on it.
 
     Raises
     ------
     TypeError
-        If an element type is not accepted, or the types of two arguments do not match.
+        If an element type is not accepted, the types of two arguments do not match, or a tensor is not in the CPU's
+        memory. The message names the argument.
     ValueError
         If a shape, `epsilon`, `channel_axis`, `output_mask`, `num_threads` or `out` is not acceptable. Every check
         comes before the first write.
@@ -178,7 +186,8 @@ def batch_norm_training_backprop(
     -----
     The gradient is that of S. Ioffe and C. Szegedy, "Batch normalization", 2015 (arXiv:1502.03167), section 3, in the
     simplified form that the operator reference derives. The sums are in float64, and compensated where the data is
-    float64 too, which makes them right to the last place or so; ``input_delta`` is computed in the type of the data.
+    float64 too, which makes them right to the last place or so; ``input_delta`` is computed in the type of the data, or
+    for 16-bit types in float32 and rounded once at the end.
 
     Examples
     --------
@@ -215,7 +224,8 @@ def batch_norm_training_statistics(
     Parameters
     ----------
     input : array_like, float16, bfloat16, float32 or float64, shape (N, C, ...)
-        The batch or a part of it. At least two axes; the channels, at least one, are on ``channel_axis``.
+        The batch or a part of it, in any memory layout. At least two axes; the channels, at least one, are on
+        ``channel_axis``.
     channel_axis : int, default 1
         The axis of the channels; negative values count from the end. -1 is channels-last.
     num_threads : int, optional
@@ -231,14 +241,14 @@ def batch_norm_training_statistics(
     Raises
     ------
     TypeError
-        If the element type is not accepted.
+        If the element type is not accepted, or the tensor is not in the CPU's memory.
     ValueError
         If the shape, `channel_axis` or `num_threads` is not acceptable.
 
     See Also
     --------
     merge_statistics : Statistics of a whole batch from those of its parts.
-    batch_norm_inference : Normalises a part with the statistics of the whole, which must be rounded to its type.
+    batch_norm_inference : Normalises a part with the statistics of the whole, rounded to the parameters' type.
 
     Examples
     --------
@@ -269,17 +279,17 @@ def batch_norm_training_backprop_reduce(
        \mathtt{delta\_sum} = \sum_i \mathtt{normalized\_delta}_i, \qquad
        \mathtt{delta\_centered\_sum} = \sum_i \mathtt{normalized\_delta}_i \, (\mathtt{input}_i - \mathtt{mean})
 
-    The sums of the parts of a batch are added, and :func:`batch_norm_training_backprop_apply` makes the gradient of each
-    part from them.
+    The sums of the parts of a batch are added, and :func:`batch_norm_training_backprop_apply` makes the gradient of
+    each part from them.
 
     Parameters
     ----------
     input : array_like, float16, bfloat16, float32 or float64, shape (N, C, ...)
         The batch or a part of it. At least two axes; the channels are on ``channel_axis``.
-    mean : array_like, shape (C,), type of `input`, or float32 for 16-bit types
-        The mean of the whole batch.
+    mean : array_like, shape (C,), type of `input` or, if that has 16 bits, float32
+        The mean of the whole batch; the same as :func:`batch_norm_training_backprop_apply` is given.
     normalized_delta : array_like, shape and type of `input`
-        Gradient of the loss with respect to the normalised output.
+        Gradient of the loss with respect to the normalised output. It and `input` each have any memory layout.
     channel_axis : int, default 1
         The axis of the channels; negative values count from the end. -1 is channels-last.
     num_threads : int, optional
@@ -288,13 +298,15 @@ def batch_norm_training_backprop_reduce(
     Returns
     -------
     BatchNormTrainingBackpropSums
-        Named tuple of ``delta_sum`` and ``delta_centered_sum``: float64, shape (C,). Each is the exact sum of this part
-        to within a few units in the last place of float64, as long as its terms do not cancel.
+        Named tuple of ``delta_sum`` and ``delta_centered_sum``: float64, shape (C,). The error of each is less than
+        2^-44 of the sum of its terms' magnitudes; for float64 data the sums are compensated, and right to the last
+        place or so unless the terms cancel.
 
     Raises
     ------
     TypeError
-        If an element type is not accepted, or the types of two arguments do not match.
+        If an element type is not accepted, the types of two arguments do not match, or a tensor is not in the CPU's
+        memory. The message names the argument.
     ValueError
         If a shape, `channel_axis` or `num_threads` is not acceptable.
 
@@ -340,11 +352,12 @@ def batch_norm_training_backprop_apply(
 
     With :math:`m` = `count`, :math:`\mathtt{beta\_delta}` = `delta_sum` and :math:`\mathtt{gamma\_delta}` =
     `delta_centered_sum` :math:`\cdot\, \mathtt{inv\_std}`, the formula is that of
-    :func:`batch_norm_training_backprop`. Reads the tensors once.
+    :func:`batch_norm_training_backprop`. Reads the tensors once, and not at all if `output_mask` leaves ``input_delta``
+    out.
 
     Parameters
     ----------
-    input, gamma, beta, mean, variance, normalized_delta
+    input, gamma, beta, mean, variance, normalized_delta : array_like
         As in :func:`batch_norm_training_backprop`, of the batch or of a part of it; `mean` and `variance` are those of
         the whole batch.
     delta_sum, delta_centered_sum : array_like, float64, shape (C,)
@@ -357,7 +370,8 @@ def batch_norm_training_backprop_apply(
     Returns
     -------
     BatchNormTrainingBackpropResult
-        Named tuple of ``input_delta`` of this part, and ``gamma_delta`` and ``beta_delta`` of the whole batch.
+        Named tuple of ``input_delta`` of this part, and ``gamma_delta`` and ``beta_delta`` of the whole batch; types as
+        in :func:`batch_norm_training_backprop`.
 
     Raises
     ------
@@ -418,18 +432,20 @@ def batch_norm_inference(
 
     Parameters
     ----------
-    input : array_like, float32 or float64, shape (N, C, ...)
-        At least two axes; the channels, at least one, are on ``channel_axis``.
-    gamma, beta : array_like, shape (C,), type of `input`, or None
-        Scale and shift of each channel. None stands for ones and zeros.
-    mean, variance : array_like, shape (C,), type of `input`
+    input : array_like, float16, bfloat16, float32 or float64, shape (N, C, ...)
+        In any memory layout. At least two axes; the channels, at least one, are on ``channel_axis``.
+    gamma, beta : array_like, shape (C,), type of `input` or, if that has 16 bits, float32; or None
+        Scale and shift of each channel. None stands for ones and zeros. `gamma`, `beta`, `mean` and `variance` have one
+        type, the parameters' type, which the first one given decides.
+    mean, variance : array_like, shape (C,), the parameters' type
         Statistics to normalise with, such as running averages gathered in training.
     epsilon : float, default 1e-5
         Added to the variance before the square root; finite and not negative.
     channel_axis : int, default 1
         The axis of the channels; negative values count from the end. -1 is channels-last.
     out : ndarray, optional
-        Where to put the result; may be `input` itself. A sequence of one array or None is taken as well.
+        Where to put the result, an array of its shape and type in any memory layout; may be `input` itself (in place),
+        any other overlap is refused. A sequence of one array or None is taken as well.
     num_threads : int, optional
         Upper limit of the number of threads. Left out: ``BNBP_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the
         CPUs that the process may use. The result does not depend on it.
@@ -437,18 +453,20 @@ def batch_norm_inference(
     Returns
     -------
     ndarray
-        ``normalized``, with shape and type of `input`.
+        ``normalized``, with shape and type of `input`, and its order of axes in memory.
 
     Raises
     ------
     TypeError
-        If an element type is not accepted, or the types of two arguments do not match.
+        If an element type is not accepted, the types of two arguments do not match, or a tensor is not in the CPU's
+        memory. The message names the argument.
     ValueError
         If a shape, `epsilon`, `channel_axis`, `num_threads` or `out` is not acceptable.
 
     Notes
     -----
-    The formula is that of nGraph's operator ``BatchNormInference``. The scale is computed in float64 and rounded once.
+    The formula is that of nGraph's operator ``BatchNormInference``. The scale is computed in float64 and rounded once,
+    the rest in the type of the data; for 16-bit types in float32, rounded once at the end.
 
     Examples
     --------
@@ -494,12 +512,13 @@ def batch_norm_inference_backprop(
     Parameters
     ----------
     input, gamma, beta, mean, variance, normalized_delta, epsilon, channel_axis, output_mask, out, num_threads
-        As in :func:`batch_norm_training_backprop`; `mean` and `variance` may be any.
+        As in :func:`batch_norm_training_backprop`; `mean` and `variance` may be any. For ``input_delta`` alone,
+        `normalized_delta` is the only tensor that is read.
 
     Returns
     -------
     BatchNormTrainingBackpropResult
-        Named tuple of ``input_delta``, ``gamma_delta`` and ``beta_delta``.
+        Named tuple of ``input_delta``, ``gamma_delta`` and ``beta_delta``; types as there.
 
     Raises
     ------

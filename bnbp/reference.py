@@ -1,8 +1,8 @@
 """The operators in plain NumPy: slow, readable, and the oracle of the tests.
 
-The functions have the names, arguments and results of :mod:`bnbp`'s own, and none of its checks, options and speed.
-Everything is computed and returned in float64, whatever comes in. Read them beside the mathematical definitions in
-the operator reference; each line is one formula.
+The functions have the names, arguments and results of :mod:`bnbp`'s own, and none of its checks and speed; of its
+options they have `channel_axis` and `output_mask`. Everything is computed and returned in float64, whatever comes in.
+Read them beside the mathematical definitions in the operator reference; each line is one formula.
 
 >>> import numpy as np
 >>> from bnbp import reference

@@ -16,6 +16,7 @@ PAGES_WITH_FORMULAS = (
     "ops/batch_norm_inference.html",
     "ops/batch_norm_training.html",
     "ops/batch_norm_training_backprop.html",
+    "ops/in_parts.html",
 )
 
 RAW_TEX = re.compile(r"\\(?:[A-Za-z]+|[()\[\]])|\$\$")

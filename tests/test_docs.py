@@ -144,18 +144,15 @@ def test_operator_page_has_the_rows_of_the_function(name: str) -> None:
 
 
 def assert_types_and_shapes(inputs: list[list[str]], outputs: list[list[str]]) -> None:
-    """What the tables say of each input and output."""
+    """What the tables must say of each input and output."""
     assert inputs[1][1:] == ["float16, bfloat16, float32 or float64", r":math:`(\bullet, C, \ldots)`"]
-    parameters = [row for row in inputs if row[0] in PARAMETERS]
-    if parameters:
-        assert parameters[0][1] == "parameter type: same as input; or float32, if that is float16 or bfloat16"
+    type_ = "parameter type: same as input; or float32, if that is float16 or bfloat16"  # said once on a page
+    parameters = {row[0] for row in inputs} & set(PARAMETERS)
     for row in [*inputs[2:], *outputs[1:]]:
-        if row[0] in PARAMETERS and any(row is output for output in outputs) and not parameters:
-            assert row[1:] == ["float64", ":math:`(C)`"]  # the mean of BatchNormTrainingStatistics
-        elif row[0] in PARAMETERS:
-            assert row[1].partition(":")[0] == "parameter type"
-            assert row[2] == ":math:`(C)`"
-        elif row[0] in SUMS:
+        if row[0] in PARAMETERS and parameters:
+            assert row[1:] == [type_, ":math:`(C)`"]
+            type_ = "parameter type"
+        elif row[0] in (*SUMS, "mean"):  # a mean without parameters is that of BatchNormTrainingStatistics
             assert row[1:] == ["float64", ":math:`(C)`"]
         else:
             assert row[1:] == ["same as input", "same as input"]
@@ -164,12 +161,12 @@ def assert_types_and_shapes(inputs: list[list[str]], outputs: list[list[str]]) -
 @pytest.mark.parametrize("name", PARTS)
 def test_page_of_the_parts_has_the_rows_of_the_functions(name: str) -> None:
     function, results = PARTS[name]
-    parameters = [name for name in inspect.signature(function).parameters if name not in OPTIONS]
+    parameters = [parameter for parameter in inspect.signature(function).parameters if parameter not in OPTIONS]
     inputs, attributes, outputs = (rows(IN_PARTS, section, name) for section in ("Inputs", "Attributes", "Outputs"))
     assert inputs[0] == outputs[0] == ["Name", "Element Type", "Shape"]
     assert attributes[0] == ["Name", "Type", "Notes"]
     assert column(inputs) + column(attributes) == parameters
-    assert column(attributes) == [name for name in parameters if name in ATTRIBUTES]
+    assert set(column(attributes)) <= set(ATTRIBUTES)
     assert tuple(column(outputs)) == results
     assert_types_and_shapes(inputs, outputs)
     assert f"   {name}  // " in re.sub(" +//", "  //", text_of(IN_PARTS).partition("\nDescription\n")[0])
@@ -374,16 +371,14 @@ def test_formulas_and_derivation_of_the_gradient_are_those_of_the_reference(chan
 
 
 def test_formulas_of_the_parts_are_those_of_the_reference(channel: dict[str, Any]) -> None:
-    whole = slice(None)
-    for name, part in (("_a", slice(3)), ("_b", slice(3, None)), ("", whole)):
-        x, dy = (channel[tensor][part].reshape(-1, 1) for tensor in ("input", "normalized_delta"))
-        statistics = reference.batch_norm_training_statistics(x)
-        mean = reference.batch_norm_training_statistics(channel["input"].reshape(-1, 1)).mean
-        sums = reference.batch_norm_training_backprop_reduce(x, mean, dy)
+    input, delta = (channel[name].reshape(-1, 1) for name in ("input", "normalized_delta"))
+    whole = reference.batch_norm_training_statistics(input)
+    for index, part in (("", slice(0, 7)), ("_a", slice(0, 3)), ("_b", slice(3, 7))):
+        statistics = reference.batch_norm_training_statistics(input[part])
+        sums = reference.batch_norm_training_backprop_reduce(input[part], whole.mean, delta[part])
         results = {"m": statistics.count, "mean": statistics.mean, "m2": statistics.m2, **sums._asdict()}
-        channel |= {tensor + name: np.squeeze(result).item() for tensor, result in results.items()}
-    assert (channel["m_a"], channel["m_b"], channel["m"]) == (3, 4, 7)
-    channel["variance"] = statistics.variance.item()
+        channel |= {name + index: np.squeeze(result).item() for name, result in results.items()}
+    channel["variance"] = whole.variance.item()
     result = run_reference(reference.batch_norm_training_backprop, channel, "mean", "variance", "normalized_delta")
     agree(execute(IN_PARTS, channel), result._asdict())
 
