@@ -339,7 +339,8 @@ static inline void join_pairs(bfloat16* to, const float* from) {
     const __m512i high = _mm512_add_epi32(_mm512_add_epi32(odd, half), odd_bit);
     _mm512_storeu_si512(to, _mm512_ternarylogic_epi32(high, top, low, 0xea)); /* high & top | low */
 #elif defined(__AVX2__)
-    const __m256i one = _mm256_set1_epi32(1), half = _mm256_set1_epi32(0x7fff), top = _mm256_set1_epi32((int)0xffff0000);
+    const __m256i one = _mm256_set1_epi32(1), half = _mm256_set1_epi32(0x7fff),
+                  top = _mm256_set1_epi32((int)0xffff0000);
     for (int i = 0; i < 16; i += 8) {
         const __m256i even = _mm256_loadu_si256((const __m256i*)(from + i));
         const __m256i odd = _mm256_loadu_si256((const __m256i*)(from + 16 + i));

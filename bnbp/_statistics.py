@@ -50,8 +50,8 @@ def merge_statistics(*parts: Part | Iterable[Part]) -> BatchNormStatistics:
     -----
     The sums are carried in twice the precision of float64, in the order of the arguments, and rounded once, at the end.
     So any number of parts are merged with no more error than the parts have, and the same parts in the same order give
-    the same bits. The formulas are the symmetric form of those of T. F. Chan, G. H. Golub and R. J. LeVeque, "Algorithms
-    for computing the sample variance", The American Statistician 37 (1983), 242-247.
+    the same bits. The formulas are the symmetric form of those of T. F. Chan, G. H. Golub and R. J. LeVeque,
+    "Algorithms for computing the sample variance", The American Statistician 37 (1983), 242-247.
 
     Examples
     --------
@@ -117,14 +117,14 @@ Twofold = tuple[Array, Array]
 
 
 def _two_sum(a: Array, b: Array) -> Twofold:
-    """a + b exactly (Knuth)."""
+    """Add exactly (Knuth)."""
     s = a + b
     back = s - a
     return s, (a - (s - back)) + (b - back)
 
 
 def _two_product(a: Array, b: Array | float) -> Twofold:
-    """a * b exactly, short of overflow and underflow."""
+    """Multiply exactly, short of overflow and underflow."""
     p = a * b
     (a1, a2), (b1, b2) = _halves(a), _halves(b)
     return p, ((a1 * b1 - p) + a1 * b2 + a2 * b1) + a2 * b2
