@@ -32,8 +32,8 @@ e. Arithmetic. Sums are in float64, whatever `real` is. For float32 that is 29 b
    carry what each operation has rounded off (Ogita, Rump and Oishi, "Accurate sum and dot product", 2005): of the
    difference x_i - mean, of the product, and of the sum. The numbers of a channel are computed once, so they afford
    that too. `apply` is in the type of the data, and the mean is subtracted first: a*dy + b*x + c with precomputed a, b,
-   c would be cheaper and lose everything to cancellation when the mean is far from 0. Only a float32 channel whose
-   numbers are out of float32's range is computed in float64.
+   c would be cheaper and lose everything to cancellation when the mean is far from 0. Only a channel whose coefficients
+   are out of float32's range is computed in float64.
 
    16-bit numbers are float32 in `apply`, and the result is rounded once. Their sums are those of float32. Of float16,
    the products are exact even with a difference: `center` takes the place of the mean, a multiple of 2^-24 as x_i is,
@@ -380,6 +380,8 @@ cdef Plan plan_of(const bnbp_arguments* a, Operator operator, bint reduces, bint
                 p.merge -= p.merge % LANES  # whole lanes
         p.chunks = min(max(a.n // (ROWS * p.merge), 1), CHUNKS)
         most = min(MOST * p.merge, (1 << 16) // a.s)  # see e and f
+        if p.merge > 1:
+            most = min(most, (1 << 18) // (a.c * a.s))  # a tile has all channels, and should not be much larger than L2
         p.chunks = max(p.chunks, (a.n + most - 1) // most)
         if p.chunks > 4:
             p.chunks += (4 - p.chunks % 4) % 4  # shared out evenly among a few threads
@@ -613,6 +615,11 @@ cdef inline void sum_positions(const double* values, const double* values_lo, Py
         add_part(hi, lo, values[i], values_lo[i], tag)
 
 
+cdef inline void widen_in_order(float* to, const real* source) noexcept nogil:
+    if real is float16 or real is bfloat16:
+        widen(to, source)
+
+
 cdef inline void reduce_columns(
     const real* x,          # IN  (rows, count), with a pitch
     const real* dy,         # IN
@@ -633,24 +640,25 @@ cdef inline void reduce_columns(
     cdef Py_ssize_t i, at, row, lane, whole_lanes = count - count % LANES
     cdef double unit = one()
     for i in range(0, whole_lanes, 16):
-        if real is float16 or real is bfloat16:
+        if sizeof(real) == 2 and not BNBP_WIDENS_AT_ONCE:
             for row in range(rows):
                 at = row * pitch + i
                 look_ahead(x + at, dy + at, ahead, not statistics)
-                widen(xs.at + row * 16, x + at)
+                widen_in_order(xs.at + row * 16, x + at)
                 if not statistics:
-                    widen(dys.at + row * 16, dy + at)
+                    widen_in_order(dys.at + row * 16, dy + at)
         for lane in range(16):
             means[lane] = mean[i + lane]
             d[lane] = d_lo[lane] = q[lane] = q_lo[lane] = 0.0
         for row in range(rows):
-            if real is float16 or real is bfloat16:
+            if sizeof(real) == 2 and not BNBP_WIDENS_AT_ONCE:
                 add_lanes(<const float*> xs.at + row * 16, <const float*> dys.at + row * 16, means, 1, d, d_lo, q,
                           q_lo, statistics, real is float16 and not statistics, unit)
             else:
                 at = row * pitch + i
                 look_ahead(x + at, dy + at, ahead, not statistics)
-                add_lanes(x + at, dy + at, means, 1, d, d_lo, q, q_lo, statistics, False, unit)
+                add_lanes(x + at, dy + at, means, 1, d, d_lo, q, q_lo, statistics,
+                          real is float16 and not statistics, unit)
         for lane in range(16):
             add_part(&delta[i + lane], &delta_lo[i + lane], d[lane], d_lo[lane], <real> 0)
             add_part(&product[i + lane], &product_lo[i + lane], q[lane], q_lo[lane], <real> 0)
@@ -1458,6 +1466,9 @@ cdef void set_zero(const bnbp_arguments* a, real* output) noexcept nogil:
 # ---------------------------------------------------------------- the table
 
 cdef bnbp_status run_typed(const bnbp_arguments* a, Operator operator, void* output) noexcept nogil:
+    if not (output or a.batch_mean or a.batch_variance or a.gamma_delta or a.beta_delta or a.statistics_mean
+            or a.statistics_m2 or a.reduced_delta or a.reduced_product):
+        return BNBP_OK
     if a.type == BNBP_F32:
         return run(a, operator, <const float*> a.input, <float*> output)
     if a.type == BNBP_F64:

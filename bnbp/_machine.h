@@ -189,8 +189,15 @@ static inline void widen(double* to, const float16* from) {
 #endif
 }
 static inline void widen(double* to, const bfloat16* from) {
+#if defined(__AVX512F__)
+    for (int i = 0; i < 16; i += 8) {
+        const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)(from + i)));
+        _mm512_storeu_pd(to + i, _mm512_cvtps_pd(_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16))));
+    }
+#else
     for (int i = 0; i < 16; ++i)
         to[i] = from[i];
+#endif
 }
 
 /* 16 numbers for a sum, whose order is free: of bfloat16 those at even places come first, as registers have them. */

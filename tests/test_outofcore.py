@@ -75,6 +75,7 @@ def small_slabs(monkeypatch):
 @pytest.mark.parametrize("orders", ["CC", "FF", "CF", "FC"])
 @pytest.mark.parametrize(("shape", "axis"), LAYOUTS)
 @pytest.mark.parametrize("op", OUTPUTS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_folder_has_the_results_of_the_operator(tmp_path, small_slabs, op, shape, axis, orders, dtype):
     arrays = save_folder(tmp_path / "in", op, shape, axis, dtype, orders)
     run_here(tmp_path / "in", "-o", tmp_path / "out", "--op", op, "--epsilon", "0.25", "--channel-axis", axis)

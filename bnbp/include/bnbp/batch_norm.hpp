@@ -727,9 +727,8 @@ public:
     ///        which stand for ones and zeros
     /// \param num_threads upper limit of the number of threads; 0 takes the default found when bnbp was imported
     /// \throws TypeError as validate_and_infer_types, and if an output is not of the inferred type
-    /// \throws ValueError as validate_and_infer_types, and if an output has the wrong shape, is read-only, or overlaps
-    /// an
-    ///         input or another output
+    /// \throws ValueError as validate_and_infer_types, and if an output has the wrong shape, is read-only, repeats an
+    ///         element, or overlaps an input or another output
     /// \throws std::bad_alloc if there is no memory for the workspace
     /// \throws std::logic_error if import_kernels was not called
     void evaluate(const std::vector<Tensor>& outputs, const std::vector<Tensor>& inputs, int num_threads = 0) const {
