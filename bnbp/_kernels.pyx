@@ -125,8 +125,10 @@ cdef extern from "_machine.h" nogil:
     const int BNBP_WIDENS_AT_ONCE
     void widen(float* to, const float16* source)
     void widen(float* to, const bfloat16* source)
-    void split_pairs(float* to, const bfloat16* source)
-    void join_pairs(bfloat16* to, const float* source)
+    void widen_line(float* to, const float16* source)
+    void widen_line(float* to, const bfloat16* source)
+    void narrow_line(float16* to, const float* source)
+    void narrow_line(bfloat16* to, const float* source)
     void narrow(float16* to, const float* source)
     void narrow(bfloat16* to, const float* source)
     void narrow(float16* to, const double* source)
@@ -804,18 +806,18 @@ cdef inline void apply_lanes(const real* x, const real* dy, real* to, const arit
         stream_half_line(to, lanes)
 
 
-cdef inline void apply_pairs(const real* x, const real* dy, real* to, arith a, arith b, arith c, arith d,
-                             bint normalize, bint streams) noexcept nogil:
-    """A line of bfloat16, those at even places apart from the others."""
+cdef inline void apply_line(const real* x, const real* dy, real* to, arith a, arith b, arith c, arith d,
+                            bint normalize, bint streams) noexcept nogil:
+    """A whole line of 16-bit numbers."""
     cdef float[32] xs, dys, results
     cdef real[32] line
     cdef Py_ssize_t k
-    if real is bfloat16 and arith is float:
-        split_pairs(xs, x)
-        split_pairs(dys, x if normalize else dy)
+    if (real is float16 or real is bfloat16) and arith is float:
+        widen_line(xs, x)
+        widen_line(dys, x if normalize else dy)
         for k in range(32):
             results[k] = value(xs[k], dys[k], a, b, c, d, normalize)
-        join_pairs(line, results)
+        narrow_line(line, results)
         if streams:
             stream_line(to, line)
         else:
@@ -827,11 +829,11 @@ cdef inline void apply_lines(const real* x, const real* dy, real* to, Py_ssize_t
     """Whole lanes of a run. Asks for what comes `ahead` elements later."""
     cdef arith a = <arith> channel.a, b = <arith> channel.b, c = <arith> channel.c, d = <arith> channel.d
     cdef Py_ssize_t i = 0
-    if real is bfloat16 and arith is float:
+    if (real is float16 or real is bfloat16) and arith is float:
         if count >= 32 and (not streams or past_line(to) == 0):
             for i in range(0, count - 31, 32):
                 look_ahead(x + i, dy + i, ahead, not normalize)
-                apply_pairs(x + i, dy + i, to + i, a, b, c, d, normalize, streams)
+                apply_line(x + i, dy + i, to + i, a, b, c, d, normalize, streams)
             i = count - count % 32
     while i < count:
         look_ahead(x + i, dy + i, ahead, not normalize)
@@ -882,9 +884,8 @@ cdef inline void apply_part(const real* x, const real* dy, real* to, Py_ssize_t 
         odd = past(to + i, LANES) if streams else 0
         if odd == 0 and count >= LANES:
             count -= count % LANES
-            if real is bfloat16:
-                if streams and past_line(to + i):  # up to the next whole line
-                    count = LANES
+            if sizeof(real) == 2 and streams and past_line(to + i):  # up to the next whole line
+                count = LANES
             if single:
                 apply_lines(x + i, dy + i, to + i, count, ahead, channel, normalize, streams, <float> 0)
             else:

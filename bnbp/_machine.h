@@ -318,9 +318,10 @@ static inline void stream_fence(void) {
 #endif
 }
 
-/* 32 numbers of bfloat16 as float32, those at even places before the others, and back: a shift or a mask for each half,
-   where keeping them in order takes one more instruction for every 16 of them to read, and three to write. */
-static inline void split_pairs(float* to, const bfloat16* from) {
+/* The 32 numbers of a cache line as float32, and back. Of bfloat16, those at even places come first: that takes a shift
+   or a mask for each half, where keeping them in order takes an instruction more to read 16 of them, and three more to
+   write them. */
+static inline void widen_line(float* to, const bfloat16* from) {
 #if defined(__AVX512F__)
     const __m512i pairs = _mm512_loadu_si512(from);
     _mm512_storeu_si512(to, _mm512_slli_epi32(pairs, 16));
@@ -336,7 +337,7 @@ static inline void split_pairs(float* to, const bfloat16* from) {
         to[i] = from[2 * i], to[i + 16] = from[2 * i + 1];
 #endif
 }
-static inline void join_pairs(bfloat16* to, const float* from) {
+static inline void narrow_line(bfloat16* to, const float* from) {
 #if defined(__AVX512F__)
     const __m512i even = _mm512_loadu_si512(from), odd = _mm512_loadu_si512(from + 16), one = _mm512_set1_epi32(1),
                   half = _mm512_set1_epi32(0x7fff), top = _mm512_set1_epi32((int)0xffff0000);
@@ -360,6 +361,21 @@ static inline void join_pairs(bfloat16* to, const float* from) {
 #else
     for (int i = 0; i < 16; ++i)
         to[2 * i] = bfloat16(from[i]), to[2 * i + 1] = bfloat16(from[i + 16]);
+#endif
+}
+
+static inline void widen_line(float* to, const float16* from) {
+    widen(to, from);
+    widen(to + 16, from + 16);
+}
+static inline void narrow_line(float16* to, const float* from) {
+#if defined(__AVX512F__)
+    const __m256i low = _mm512_cvtps_ph(_mm512_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT);
+    const __m256i high = _mm512_cvtps_ph(_mm512_loadu_ps(from + 16), _MM_FROUND_TO_NEAREST_INT);
+    _mm512_storeu_si512(to, _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
+#else
+    narrow(to, from);
+    narrow(to + 16, from + 16);
 #endif
 }
 
