@@ -412,6 +412,9 @@ public:
             const auto axis = input.shape.begin() + static_cast<std::ptrdiff_t>(channel_axis);
             arguments.n = static_cast<std::ptrdiff_t>(product(input.shape.begin(), axis));
             arguments.s = static_cast<std::ptrdiff_t>(product(axis + 1, input.shape.end()));
+            if (arguments.c == 1) { // as memory_order has it
+                arguments.s *= std::exchange(arguments.n, 1);
+            }
             return;
         }
         for (Operand& operand : *this) {
