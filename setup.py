@@ -3,7 +3,9 @@
 import os
 import platform
 import shutil
+import sysconfig
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy
@@ -20,6 +22,8 @@ FLAGS = {
     "msvc": ["/O2", "/std:c++17"],
     "unix": [
         "-O3",
+        "-g0",
+        "-fvisibility=hidden",
         "-std=c++17",
         "-ffp-contract=off",
         "--param=max-completely-peel-times=4",
@@ -44,6 +48,11 @@ X86_64 = {
 }
 IS_X86_64 = os.name == "posix" and platform.machine() in ("x86_64", "AMD64")
 LEVELS = X86_64 if IS_X86_64 else {"baseline": []}
+
+# One build serves every CPython from 3.11 on, the first whose limited API has the buffers that memoryviews are made of.
+# Free-threaded CPython has no limited API, and gets a build of its own.
+Macros = Sequence[tuple[str, str]]
+LIMITED_API: Macros = [] if sysconfig.get_config_var("Py_GIL_DISABLED") else [("Py_LIMITED_API", "0x030B0000")]
 
 HEADERS = ["bnbp/include/bnbp/kernels.h", "bnbp/include/bnbp/batch_norm.hpp", "bnbp/_machine.h", "bnbp/kernels.pxd"]
 
@@ -78,9 +87,16 @@ class BuildExt(build_ext):
         return True
 
 
-def extension(name: str, source: str, **options: object) -> Extension:
+def extension(name: str, source: str, macros: Macros = (), flags: Sequence[str] = ()) -> Extension:
     return Extension(
-        f"bnbp.{name}", [source], include_dirs=["bnbp", "bnbp/include"], depends=HEADERS, language="c++", **options
+        f"bnbp.{name}",
+        [source],
+        include_dirs=["bnbp", "bnbp/include"],
+        define_macros=[*LIMITED_API, *macros],
+        extra_compile_args=list(flags),
+        depends=HEADERS,
+        language="c++",
+        py_limited_api=bool(LIMITED_API),
     )
 
 
@@ -91,8 +107,8 @@ def levels_of(generated: Extension) -> list[Extension]:
     for level, flags in LEVELS.items():
         name = f"{module}_{level}"
         source = shutil.copy(generated.sources[0], f"bnbp/{name}.cpp")
-        rename = [(f"PyInit_{module}", f"PyInit_{name}")]
-        extensions.append(extension(name, source, define_macros=rename, extra_compile_args=flags))
+        rename = (f"PyInit_{module}", f"PyInit_{name}")
+        extensions.append(extension(name, source, [rename], flags))
     return extensions
 
 
@@ -112,4 +128,5 @@ pool.include_dirs.append(numpy.get_include())
 setup(
     ext_modules=[core, pool, *(level for each in generated for level in levels_of(each))],
     cmdclass={"build_ext": BuildExt},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED_API else {},
 )
