@@ -22,8 +22,6 @@ FLAGS = {
     "msvc": ["/O2", "/std:c++17"],
     "unix": [
         "-O3",
-        "-g0",
-        "-fvisibility=hidden",
         "-std=c++17",
         "-ffp-contract=off",
         "--param=max-completely-peel-times=4",
@@ -32,6 +30,9 @@ FLAGS = {
         "-DCYTHON_INLINE=inline __attribute__((always_inline))",
     ],
 }
+
+# Debug information would be nine tenths of the files.
+SMALL = {"msvc": [], "unix": ["-g0", "-fvisibility=hidden"]}
 
 # Compile and link flags, in the order to try them: GCC and Clang, then Apple's Clang with Homebrew's libomp.
 OPENMP = {
@@ -70,8 +71,10 @@ class BuildExt(build_ext):
         if not compile_args:
             print("bnbp: this compiler has no OpenMP; building the serial kernels")
         for extension in self.extensions:
-            extension.extra_compile_args = FLAGS[kind] + compile_args + extension.extra_compile_args
-            extension.extra_link_args = link_args
+            if extension.language == "c++":
+                extension.extra_compile_args = FLAGS[kind] + compile_args + extension.extra_compile_args
+                extension.extra_link_args = link_args
+            extension.extra_compile_args += SMALL[kind]
         super().build_extensions()
 
     def compiles(self, flags: tuple[list[str], list[str]]) -> bool:
@@ -112,8 +115,13 @@ def levels_of(generated: Extension) -> list[Extension]:
     return extensions
 
 
-core, pool, *generated = cythonize(
-    [extension(name, f"bnbp/{name}.pyx") for name in ("_core", "_pool", "_kernels", "_floor")],
+# What memoryviews are made of, once for all modules and not 170 kB in each. Cython writes it, in C.
+shared = Extension(
+    "bnbp._cyutility", ["bnbp/_cyutility.c"], define_macros=LIMITED_API, py_limited_api=bool(LIMITED_API)
+)
+core, pool, *generated, shared = cythonize(
+    [*(extension(name, f"bnbp/{name}.pyx") for name in ("_core", "_pool", "_kernels", "_floor")), shared],
+    shared_utility_qualified_name=shared.name,
     compiler_directives={
         "language_level": 3,
         "boundscheck": False,
@@ -126,7 +134,7 @@ core, pool, *generated = cythonize(
 pool.include_dirs.append(numpy.get_include())
 
 setup(
-    ext_modules=[core, pool, *(level for each in generated for level in levels_of(each))],
+    ext_modules=[shared, core, pool, *(level for each in generated for level in levels_of(each))],
     cmdclass={"build_ext": BuildExt},
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED_API else {},
 )
