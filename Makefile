@@ -56,6 +56,7 @@ CPP := $(wildcard bnbp/_machine.h bnbp/include/bnbp/* tests/cpp/* docs/examples/
 # The package itself, compiled, and then what one of its extras asks for.
 $(VENV)/.core: $(SOURCES) | $(BIN)/python
 	@command -v c++ >/dev/null || { echo "bnbp needs a C++ compiler (Debian: apt-get install g++)"; exit 1; }
+	@rm -f bnbp/*.so # a module for one version of Python would be taken before the new one for all
 	$(BIN)/pip install --quiet --editable .
 	@touch $@
 
