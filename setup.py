@@ -31,7 +31,7 @@ FLAGS = {
     ],
 }
 
-# Debug information would be nine tenths of the files.
+# Debug information would be five sixths of the files.
 SMALL = {"msvc": [], "unix": ["-g0", "-fvisibility=hidden"]}
 
 # Compile and link flags, in the order to try them: GCC and Clang, then Apple's Clang with Homebrew's libomp.
@@ -115,7 +115,7 @@ def levels_of(generated: Extension) -> list[Extension]:
     return extensions
 
 
-# What memoryviews are made of, once for all modules and not 170 kB in each. Cython writes it, in C.
+# What memoryviews are made of, once for all modules and not 100 kB in each. Cython writes it, in C.
 shared = Extension(
     "bnbp._cyutility", ["bnbp/_cyutility.c"], define_macros=LIMITED_API, py_limited_api=bool(LIMITED_API)
 )
