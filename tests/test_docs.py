@@ -221,9 +221,9 @@ def test_every_operator_class_is_on_a_page() -> None:
 @pytest.mark.parametrize("name", bnbp.ops.__all__)
 def test_docstring_names_every_argument_and_error(name: str) -> None:
     function = getattr(bnbp, name)
-    sections = re.split(r"\n    (\w[\w ]+)\n    -+\n", function.__doc__ or "")
+    sections = re.split(r"\n(\w[\w ]+)\n-+\n", inspect.getdoc(function) or "")
     bodies = dict(zip(sections[1::2], sections[2::2], strict=True))
-    named = re.findall(r"^    (\w.*?)(?: : .*)?$", bodies["Parameters"], re.MULTILINE)
+    named = re.findall(r"^(\w.*?)(?: : .*)?$", bodies["Parameters"], re.MULTILINE)
     assert ", ".join(named).split(", ") == list(inspect.signature(function).parameters)
     assert "TypeError" in bodies["Raises"]
     assert "ValueError" in bodies["Raises"]
