@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard bnbp/*.pyx bnbp/*.pxd bnbp/_machine.h bnbp/include/bnbp/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all bench docs lint format clean
+.PHONY: help demo test test-all bench wheel docs lint format clean
 .SECONDARY:
 
 help: ## list the targets
@@ -25,6 +25,9 @@ test-all: $(VENV)/.test ## those too that need PyTorch, TensorFlow and JAX, whic
 
 bench: $(VENV)/.bench ## measure the operators beside the memory's floor
 	$(BIN)/bnbp bench
+
+wheel: $(VENV)/.wheel ## build the sdist and the wheel into dist/, and test them on every CPython from 3.11 on
+	$(BIN)/python tools/wheel.py
 
 docs: $(VENV)/.docs ## build the operator reference into docs/_build/html and check it
 	@command -v doxygen >/dev/null || { echo "make docs needs Doxygen (Debian: apt-get install doxygen)"; exit 1; }
@@ -46,7 +49,7 @@ format: $(VENV)/.lint ## put the code into the form that lint expects
 	$(BIN)/clang-format -i $(CPP)
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) build dist *.egg-info bnbp/*.so bnbp/*.cpp docs/_build
+	rm -rf $(VENV) build dist *.egg-info bnbp/*.so bnbp/*.c bnbp/*.cpp docs/_build
 
 CPP := $(wildcard bnbp/_machine.h bnbp/include/bnbp/* tests/cpp/* docs/examples/*.cpp)
 

@@ -3,7 +3,9 @@
 import os
 import platform
 import shutil
+import sysconfig
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy
@@ -29,6 +31,9 @@ FLAGS = {
     ],
 }
 
+# Debug information would be nine tenths of the files.
+SMALL = {"msvc": [], "unix": ["-g0", "-fvisibility=hidden"]}
+
 # Compile and link flags, in the order to try them: GCC and Clang, then Apple's Clang with Homebrew's libomp.
 OPENMP = {
     "msvc": [(["/openmp"], [])],
@@ -44,6 +49,11 @@ X86_64 = {
 }
 IS_X86_64 = os.name == "posix" and platform.machine() in ("x86_64", "AMD64")
 LEVELS = X86_64 if IS_X86_64 else {"baseline": []}
+
+# One build serves every CPython from 3.11 on, the first whose limited API has the buffers that memoryviews are made of.
+# Free-threaded CPython has no limited API, and gets a build of its own.
+Macros = Sequence[tuple[str, str]]
+LIMITED_API: Macros = [] if sysconfig.get_config_var("Py_GIL_DISABLED") else [("Py_LIMITED_API", "0x030B0000")]
 
 HEADERS = ["bnbp/include/bnbp/kernels.h", "bnbp/include/bnbp/batch_norm.hpp", "bnbp/_machine.h", "bnbp/kernels.pxd"]
 
@@ -61,8 +71,10 @@ class BuildExt(build_ext):
         if not compile_args:
             print("bnbp: this compiler has no OpenMP; building the serial kernels")
         for extension in self.extensions:
-            extension.extra_compile_args = FLAGS[kind] + compile_args + extension.extra_compile_args
-            extension.extra_link_args = link_args
+            if extension.language == "c++":
+                extension.extra_compile_args = FLAGS[kind] + compile_args + extension.extra_compile_args
+                extension.extra_link_args = link_args
+            extension.extra_compile_args += SMALL[kind]
         super().build_extensions()
 
     def compiles(self, flags: tuple[list[str], list[str]]) -> bool:
@@ -78,9 +90,16 @@ class BuildExt(build_ext):
         return True
 
 
-def extension(name: str, source: str, **options: object) -> Extension:
+def extension(name: str, source: str, macros: Macros = (), flags: Sequence[str] = ()) -> Extension:
     return Extension(
-        f"bnbp.{name}", [source], include_dirs=["bnbp", "bnbp/include"], depends=HEADERS, language="c++", **options
+        f"bnbp.{name}",
+        [source],
+        include_dirs=["bnbp", "bnbp/include"],
+        define_macros=[*LIMITED_API, *macros],
+        extra_compile_args=list(flags),
+        depends=HEADERS,
+        language="c++",
+        py_limited_api=bool(LIMITED_API),
     )
 
 
@@ -91,13 +110,18 @@ def levels_of(generated: Extension) -> list[Extension]:
     for level, flags in LEVELS.items():
         name = f"{module}_{level}"
         source = shutil.copy(generated.sources[0], f"bnbp/{name}.cpp")
-        rename = [(f"PyInit_{module}", f"PyInit_{name}")]
-        extensions.append(extension(name, source, define_macros=rename, extra_compile_args=flags))
+        rename = (f"PyInit_{module}", f"PyInit_{name}")
+        extensions.append(extension(name, source, [rename], flags))
     return extensions
 
 
-core, pool, *generated = cythonize(
-    [extension(name, f"bnbp/{name}.pyx") for name in ("_core", "_pool", "_kernels", "_floor")],
+# What memoryviews are made of, once for all modules and not 170 kB in each. Cython writes it, in C.
+shared = Extension(
+    "bnbp._cyutility", ["bnbp/_cyutility.c"], define_macros=LIMITED_API, py_limited_api=bool(LIMITED_API)
+)
+core, pool, *generated, shared = cythonize(
+    [*(extension(name, f"bnbp/{name}.pyx") for name in ("_core", "_pool", "_kernels", "_floor")), shared],
+    shared_utility_qualified_name=shared.name,
     compiler_directives={
         "language_level": 3,
         "boundscheck": False,
@@ -110,6 +134,7 @@ core, pool, *generated = cythonize(
 pool.include_dirs.append(numpy.get_include())
 
 setup(
-    ext_modules=[core, pool, *(level for each in generated for level in levels_of(each))],
+    ext_modules=[shared, core, pool, *(level for each in generated for level in levels_of(each))],
     cmdclass={"build_ext": BuildExt},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED_API else {},
 )

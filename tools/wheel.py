@@ -1,0 +1,107 @@
+"""Build the sdist and the wheel, check them, and run the tests against the installed wheel on every CPython there is.
+
+`make wheel` runs this; what is left is in dist/.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+from zipfile import ZipFile
+
+ROOT = Path(__file__).resolve().parent.parent
+DIST = ROOT / "dist"
+LIMIT = 2_000_000  # bytes, unpacked, without the OpenMP runtime
+ASK = """
+import sys, sysconfig
+if sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED"):
+    print(*sys.version_info[:2], sys.executable)
+"""
+
+
+def main() -> None:
+    """Do it all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--no-tests", action="store_true", help="build and check only")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        wheel = build(folder)
+        check(wheel)
+        if not options.no_tests:
+            with tarfile.open(next(DIST.glob("*.tar.gz"))) as sdist:
+                sdist.extractall(folder, filter="data")
+            tests = next(folder.glob("bnbp-*/tests"))
+            for version, python in interpreters().items():
+                test(wheel, tests, python, folder / version)
+
+
+def build(folder: Path) -> Path:
+    """The sdist, and of what is in it the wheel, in environments that have only what pyproject.toml asks for."""
+    shutil.rmtree(DIST, ignore_errors=True)
+    run(sys.executable, "-m", "build", "--outdir", folder / "raw", ROOT)
+    DIST.mkdir()
+    shutil.copy(next(folder.glob("raw/*.tar.gz")), DIST)
+    raw = next(folder.glob("raw/*.whl"))
+    if sys.platform == "linux":  # elsewhere cibuildwheel repairs it
+        run("auditwheel", "repair", "--strip", "--wheel-dir", DIST, raw)
+    else:
+        shutil.copy(raw, DIST)
+    return next(DIST.glob("*.whl"))
+
+
+def check(wheel: Path) -> None:
+    """The limited API, the metadata, the contents, and the size."""
+    run("abi3audit", "--strict", "--verbose", wheel)
+    run("twine", "check", "--strict", *DIST.iterdir())
+    run("check-wheel-contents", "--ignore", "W009,W010", wheel)  # that bnbp.libs stands beside bnbp, without modules
+    with ZipFile(wheel) as archive:
+        files = archive.infolist()
+    if any(".libs/" in file.filename for file in files):
+        assert any(file.filename.endswith("licenses/licenses/libgomp.txt") for file in files), "libgomp's licence"
+    own = [file for file in files if ".libs/" not in file.filename]
+    for file in sorted(files, key=lambda file: -file.file_size)[:16]:
+        print(f"{file.file_size:>10,}  {file.filename}")
+    size = sum(file.file_size for file in own)
+    print(f"{size:>10,}  all but the OpenMP runtime; the wheel itself {wheel.stat().st_size:,}")
+    assert size < LIMIT, f"more than {LIMIT:,} bytes"
+
+
+def interpreters() -> dict[str, str]:
+    """An executable for each version of CPython from 3.11 on, of those on the path and those that pyenv has."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    names = [str(python) for python in sorted(pyenv.glob("versions/*/bin/python"))]
+    for folder in os.environ["PATH"].split(os.pathsep):
+        names += map(str, sorted(Path(folder).glob("python3.[0-9]*[0-9]")))
+    found: dict[tuple[int, int], str] = {}
+    for name in [sys.executable, *names]:
+        answer = subprocess.run([name, "-c", ASK], capture_output=True, text=True)
+        if answer.returncode == 0 and answer.stdout:
+            major, minor, executable = answer.stdout.strip().split(maxsplit=2)
+            found.setdefault((int(major), int(minor)), executable)
+    return {f"{major}.{minor}": found[major, minor] for major, minor in sorted(found) if (major, minor) >= (3, 11)}
+
+
+def test(wheel: Path, tests: Path, python: str, folder: Path) -> None:
+    """The tests of the sdist, run in an empty folder and an environment that has the wheel."""
+    print(f"\nCPython {folder.name}", flush=True)
+    run(python, "-m", "venv", folder)
+    scripts = folder / ("Scripts" if sys.platform == "win32" else "bin")
+    run(scripts / "python", "-m", "pip", "install", "--quiet", f"bnbp[test] @ {wheel.as_uri()}")
+    (folder / "empty").mkdir()
+    run(scripts / "pytest", "-q", "-p", "no:cacheprovider", "-c", tests.parent / "pyproject.toml", tests,
+        cwd=folder / "empty")  # fmt: skip
+
+
+def run(*command: str | Path, cwd: Path = ROOT) -> None:
+    """Run a command, of those that are installed beside this Python first."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    subprocess.run(list(map(str, command)), cwd=cwd, check=True, env={**os.environ, "PATH": path})
+
+
+if __name__ == "__main__":
+    main()
