@@ -112,25 +112,24 @@ static inline uint16_t bfloat_of_bits(uint32_t bits) {
     return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : rounded);
 }
 
+/* Made of an int they are but tags, and the comparison is there because Cython asks at compile time whether -1 < 0. */
 struct float16 {
     uint16_t bits;
     float16() = default;
-    explicit constexpr float16(int) : bits(0) {} /* a tag */
+    explicit constexpr float16(int) : bits(0) {}
     explicit float16(float value) : bits(half_of_float(value)) {}
     explicit float16(double value) : float16(odd_float(value)) {}
-    friend constexpr bool operator<(float16, float16) { return false; } /* Cython asks at compile time whether -1 < 0 */
+    friend constexpr bool operator<(float16, float16) { return false; }
     operator float() const { return float_of_half(bits); }
 };
 
 struct bfloat16 {
     uint16_t bits;
     bfloat16() = default;
-    explicit constexpr bfloat16(int) : bits(0) {} /* a tag */
+    explicit constexpr bfloat16(int) : bits(0) {}
     explicit bfloat16(float value) : bits(bfloat_of_bits(bits_of(value))) {}
     explicit bfloat16(double value) : bfloat16(odd_float(value)) {}
-    friend constexpr bool operator<(bfloat16, bfloat16) {
-        return false;
-    } /* Cython asks at compile time whether -1 < 0 */
+    friend constexpr bool operator<(bfloat16, bfloat16) { return false; }
     operator float() const { return float_of((uint32_t)bits << 16); }
 };
 
