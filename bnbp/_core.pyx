@@ -285,12 +285,14 @@ cdef list arrays_of(tuple names, tuple values):
                 lists.append(k)
         arrays.append(array)
     if lists is not None:
-        own = [array.dtype for k, array in enumerate(arrays)
-               if array is not None and k not in lists and names[k] not in TENSORS + SUMS]
+        own = None  # a loop, because Cython releases an item twice if a comprehension has no memory for it
+        for k in range(len(values)):
+            if own is None and arrays[k] is not None and k not in lists and names[k] not in TENSORS + SUMS:
+                own = arrays[k].dtype
         for k in lists:
             dtype = float64
             if k > 0 and names[k] not in SUMS:
-                dtype = own[0] if own and names[k] not in TENSORS else arrays[0].dtype
+                dtype = arrays[0].dtype if own is None or names[k] in TENSORS else own
             arrays[k] = arrays[k].astype(float64 if element_type(dtype) == ElementType.other else dtype)
     return arrays
 
