@@ -454,10 +454,10 @@ cdef inline void plan_tiles(Plan* p, Py_ssize_t size) noexcept nogil:
     """Tiles of one chunk: as many channels as leave room in L2."""
     cdef Py_ssize_t length = min(p.length, p.s) if p.runs else p.s
     cdef Py_ssize_t channel = 2 * size * min(p.chunk_rows, p.n) * length
-    cdef Py_ssize_t most = WIDTH if p.runs else p.c if p.merge > 1 else SPAN // p.s
-    p.width = min(max(kernels_.l2_size // 2 // channel, 1), most, p.c)
     if p.merge > 1:  # rows of all channels
         p.width = p.c
+    else:
+        p.width = min(max(kernels_.l2_size // 2 // channel, 1), WIDTH if p.runs else SPAN // p.s, p.c)
     p.scratch = (p.width * channel + 127) // 64 * 64
     p.shared = p.team > 1
 

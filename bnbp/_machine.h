@@ -138,6 +138,17 @@ typedef struct {
     alignas(64) float at[256];
 } wide_block;
 
+/* 16 numbers one by one, each rounded once: where there are no instructions for it, and where it does not matter. */
+template <typename To, typename From> static inline void convert(To* to, const From* from) {
+    for (int i = 0; i < 16; ++i)
+        to[i] = To(from[i]);
+}
+/* The same, but those at even places come first. */
+template <typename To, typename From> static inline void convert_pairs(To* to, const From* from) {
+    for (int i = 0; i < 8; ++i)
+        to[i] = To(from[2 * i]), to[i + 8] = To(from[2 * i + 1]);
+}
+
 /* 16 numbers in a wider type. Where `to` is an array that nothing else looks at, they stay in registers; left to
    itself, GCC loads a whole register of float32 and takes it apart, which costs a quarter more than to convert while
    loading. */
@@ -148,8 +159,7 @@ static inline void widen(float* to, const float16* from) {
     for (int i = 0; i < 16; i += 8)
         _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(from + i))));
 #else
-    for (int i = 0; i < 16; ++i)
-        to[i] = from[i];
+    convert(to, from);
 #endif
 }
 static inline void widen(float* to, const bfloat16* from) {
@@ -162,8 +172,7 @@ static inline void widen(float* to, const bfloat16* from) {
         _mm256_storeu_si256((__m256i*)(to + i), _mm256_slli_epi32(bits, 16));
     }
 #else
-    for (int i = 0; i < 16; ++i)
-        to[i] = from[i];
+    convert(to, from);
 #endif
 }
 static inline void widen(double* to, const float* from) {
@@ -174,8 +183,7 @@ static inline void widen(double* to, const float* from) {
     for (int i = 0; i < 16; i += 4)
         _mm256_storeu_pd(to + i, _mm256_cvtps_pd(_mm_loadu_ps(from + i)));
 #else
-    for (int i = 0; i < 16; ++i)
-        to[i] = from[i];
+    convert(to, from);
 #endif
 }
 static inline void widen(double* to, const float16* from) {
@@ -183,8 +191,7 @@ static inline void widen(double* to, const float16* from) {
     for (int i = 0; i < 16; i += 8)
         _mm512_storeu_pd(to + i, _mm512_cvtps_pd(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(from + i)))));
 #else
-    for (int i = 0; i < 16; ++i)
-        to[i] = from[i];
+    convert(to, from);
 #endif
 }
 static inline void widen(double* to, const bfloat16* from) {
@@ -194,8 +201,7 @@ static inline void widen(double* to, const bfloat16* from) {
         _mm512_storeu_pd(to + i, _mm512_cvtps_pd(_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16))));
     }
 #else
-    for (int i = 0; i < 16; ++i)
-        to[i] = from[i];
+    convert(to, from);
 #endif
 }
 
@@ -208,8 +214,7 @@ static inline void widen_any(double* to, const bfloat16* from) {
     _mm512_storeu_pd(to, _mm512_cvtps_pd(_mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16))));
     _mm512_storeu_pd(to + 8, _mm512_cvtps_pd(_mm256_castsi256_ps(_mm256_and_si256(pairs, top))));
 #else
-    for (int i = 0; i < 8; ++i)
-        to[i] = from[2 * i], to[i + 8] = from[2 * i + 1];
+    convert_pairs(to, from);
 #endif
 }
 static inline void widen_any(float* to, const float16* from) { widen(to, from); }
@@ -219,8 +224,7 @@ static inline void widen_any(float* to, const bfloat16* from) {
     _mm256_storeu_si256((__m256i*)to, _mm256_slli_epi32(pairs, 16));
     _mm256_storeu_si256((__m256i*)(to + 8), _mm256_and_si256(pairs, top));
 #else
-    for (int i = 0; i < 8; ++i)
-        to[i] = from[2 * i], to[i + 8] = from[2 * i + 1];
+    convert_pairs(to, from);
 #endif
 }
 
@@ -240,8 +244,7 @@ static inline void narrow(float16* to, const float* from) {
     const __m128i high = _mm256_cvtps_ph(_mm256_loadu_ps(from + 8), _MM_FROUND_TO_NEAREST_INT);
     _mm256_storeu_si256((__m256i*)to, _mm256_set_m128i(high, low)); /* at once, as it is loaded next */
 #else
-    for (int i = 0; i < 16; ++i)
-        to[i] = float16(from[i]);
+    convert(to, from);
 #endif
 }
 /* Not for every NaN: one whose last 16 bits are not 0 might round to a number. Arithmetic with bfloat16 makes none. */
@@ -260,18 +263,11 @@ static inline void narrow(bfloat16* to, const float* from) {
     }
     _mm256_storeu_si256((__m256i*)to, _mm256_permute4x64_epi64(_mm256_packus_epi32(top[0], top[1]), 0xd8));
 #else
-    for (int i = 0; i < 16; ++i)
-        to[i] = bfloat16(from[i]);
+    convert(to, from);
 #endif
 }
-static inline void narrow(float16* to, const double* from) {
-    for (int i = 0; i < 16; ++i)
-        to[i] = float16(from[i]);
-}
-static inline void narrow(bfloat16* to, const double* from) {
-    for (int i = 0; i < 16; ++i)
-        to[i] = bfloat16(from[i]);
-}
+static inline void narrow(float16* to, const double* from) { convert(to, from); }
+static inline void narrow(bfloat16* to, const double* from) { convert(to, from); }
 
 /* Writes a cache line, or half of one, past the caches: it is then not read before it is written, and does not push out
    what the other pass still needs. Where `from` is in an array that nothing else looks at, that stays in registers. */
