@@ -29,6 +29,13 @@ FLAGS = {
     ],
 }
 
+# For `make sanitize`: a build in which a wrong access to memory, or undefined behaviour, ends the process.
+SANITIZE = (
+    ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1"]
+    if os.environ.get("BNBP_SANITIZE")
+    else []
+)
+
 # Compile and link flags, in the order to try them: GCC and Clang, then Apple's Clang with Homebrew's libomp.
 OPENMP = {
     "msvc": [(["/openmp"], [])],
@@ -61,8 +68,8 @@ class BuildExt(build_ext):
         if not compile_args:
             print("bnbp: this compiler has no OpenMP; building the serial kernels")
         for extension in self.extensions:
-            extension.extra_compile_args = FLAGS[kind] + compile_args + extension.extra_compile_args
-            extension.extra_link_args = link_args
+            extension.extra_compile_args = FLAGS[kind] + compile_args + extension.extra_compile_args + SANITIZE
+            extension.extra_link_args = link_args + SANITIZE
         super().build_extensions()
 
     def compiles(self, flags: tuple[list[str], list[str]]) -> bool:
@@ -85,12 +92,12 @@ def extension(name: str, source: str, **options: object) -> Extension:
 
 
 def levels_of(generated: Extension) -> list[Extension]:
-    """An extension for each level from the C++ of one: copies, so that they can be compiled at the same time."""
+    """An extension for each level from the C++ of one: copies, so that they can be compiled at the same time; as old as it is."""
     extensions = []
     module = generated.name.rpartition(".")[2]
     for level, flags in LEVELS.items():
         name = f"{module}_{level}"
-        source = shutil.copy(generated.sources[0], f"bnbp/{name}.cpp")
+        source = shutil.copy2(generated.sources[0], f"bnbp/{name}.cpp")
         rename = [(f"PyInit_{module}", f"PyInit_{name}")]
         extensions.append(extension(name, source, define_macros=rename, extra_compile_args=flags))
     return extensions
