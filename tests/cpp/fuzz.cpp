@@ -6,6 +6,7 @@
 
 #include <limits>
 #include <memory>
+#include <new>
 #include <random>
 #include <string>
 #include <vector>
@@ -107,6 +108,8 @@ public:
                     return std::string("wrote, and then threw ") + error.what();
                 }
             }
+            return "";
+        } catch (const std::bad_alloc&) { // a workspace for 2^31 channels
             return "";
         } catch (const std::exception& error) {
             return std::string("threw something else: ") + error.what();

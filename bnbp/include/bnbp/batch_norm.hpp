@@ -982,8 +982,8 @@ private:
         }
         if (tensor.present() && !detail::is_empty(tensor) && !is_within_reach(tensor)) {
             throw ValueError(std::string(name) + ": expected memory that has addresses, got shape " +
-                             detail::text_of(tensor.shape) + " with strides " +
-                             detail::text_of(detail::strides_of(tensor)));
+                             detail::text_of(tensor.shape) +
+                             (tensor.strides.empty() ? "" : " with strides " + detail::text_of(tensor.strides)));
         }
         if (tensor.present() && !tensor.data && !detail::is_empty(tensor)) {
             throw ValueError(std::string(name) + ": expected data, got a null pointer");
