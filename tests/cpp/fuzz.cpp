@@ -1,5 +1,6 @@
 // Rubbish in, for C++ callers: random tensors with random strides, lengths, types and null pointers. A call throws a
-// TypeError or a ValueError that names an argument and leaves the memory as it was, or it computes; the sanitisers watch.
+// TypeError or a ValueError that names an argument and leaves the memory as it was, or it computes; the sanitisers
+// watch.
 #include <Python.h>
 
 #include <bnbp/batch_norm.hpp>
@@ -123,13 +124,16 @@ private:
     std::vector<std::unique_ptr<std::vector<char>>> blocks_;
     std::vector<std::vector<char>> before_;
 
-    std::int64_t below(std::int64_t end) { return static_cast<std::int64_t>(random_() % static_cast<std::uint64_t>(end)); }
+    std::int64_t below(std::int64_t end) {
+        return static_cast<std::int64_t>(random_() % static_cast<std::uint64_t>(end));
+    }
     bool one_in(std::int64_t n) { return below(n) == 0; }
     std::int64_t integer() {
-        const std::int64_t some[] = {0, 1, -1, 2, -2, 3, 7, -7, std::int64_t{1} << 31, std::int64_t{1} << 40, MOST, -MOST, -MOST - 1};
+        const std::int64_t some[] = {
+            0, 1, -1, 2, -2, 3, 7, -7, std::int64_t{1} << 31, std::int64_t{1} << 40, MOST, -MOST, -MOST - 1};
         return some[below(13)];
     }
-    
+
     // Whether the elements fit into `room` bytes from `low` on: what is not so would be the caller's fault.
     static bool extent(const bnbp::Shape& shape, const bnbp::Strides& strides, std::int64_t size, std::int64_t& low,
                        std::int64_t& high) {

@@ -964,7 +964,8 @@ private:
     static bool is_within_reach(const Tensor& tensor) {
         std::int64_t room = std::numeric_limits<std::int64_t>::max() / 4, step = detail::item_size(tensor.element_type);
         for (std::size_t axis = tensor.shape.size(); axis-- > 0; step *= tensor.shape[axis]) {
-            const std::int64_t most = tensor.shape[axis] - 1, stride = tensor.strides.empty() ? step : tensor.strides[axis];
+            const std::int64_t most = tensor.shape[axis] - 1,
+                               stride = tensor.strides.empty() ? step : tensor.strides[axis];
             if (most > 0 && (stride > room / most || stride < -(room / most))) {
                 return false;
             }
