@@ -315,7 +315,10 @@ cdef object array_of(str name, value):
     cdef bint dlpack
     try:
         dlpack = hasattr(value, "__dlpack__")
-        device = operator.index(value.__dlpack_device__()[0]) if dlpack else CPU
+        device = CPU
+        if dlpack:
+            device, _ = value.__dlpack_device__()  # unpacked, because an index is not checked here
+            device = operator.index(device)
         if device in HOSTS:
             if dlpack and not hasattr(value, "__array__"):
                 return from_dlpack(value)

@@ -1,3 +1,4 @@
+# ruff: noqa: E501, D
 """Rubbish in: random calls of everything that is public, to be run in a sanitised build (`make sanitize`).
 
 A call is made of good arguments, of which some are then spoilt: types, shapes, strides, overlaps, objects whose methods

@@ -587,5 +587,18 @@ def test_what_cannot_be_merged_is_named(parts, message):
 
 
 def test_a_mode_that_is_no_text():
-    with pytest.raises(ValueError, match="^mode: expected 'stdout' or 'dicts', got array"):
+    with pytest.raises(ValueError, match=r"^mode: expected 'stdout' or 'dicts', got array"):
         bnbp.show_config(np.array(["dicts", "stdout"]))
+
+
+@pytest.mark.parametrize("device", [(), (1,), None, ("x", 0), ([], 0)], ids=str)
+def test_a_device_that_is_none_is_refused(device):
+    class Tensor:
+        def __dlpack__(self, **options):
+            raise BufferError
+
+        def __dlpack_device__(self):
+            return device
+
+    with pytest.raises(TypeError, match="^input: expected an array, got Tensor: "):
+        bnbp.batch_norm_training(Tensor(), None, None)
