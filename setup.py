@@ -92,7 +92,10 @@ def extension(name: str, source: str, **options: object) -> Extension:
 
 
 def levels_of(generated: Extension) -> list[Extension]:
-    """An extension for each level from the C++ of one: copies, so that they can be compiled at the same time; as old as it is."""
+    """An extension for each level from the C++ of one: copies, so that they can be compiled at the same time.
+
+    They are as old as it is, so that what has not changed is not compiled again.
+    """
     extensions = []
     module = generated.name.rpartition(".")[2]
     for level, flags in LEVELS.items():

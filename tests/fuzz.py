@@ -149,7 +149,7 @@ class Memory:
             allowed[k] |= mask
             for other, theirs in others:
                 same = (n == 0 and address_of(other) == address_of(array) and other.shape == array.shape
-                        and all(a == b or length == 1 for a, b, length in zip(other.strides, array.strides, array.shape))
+                        and all(a == b or length == 1 for a, b, length in zip(other.strides, array.strides, array.shape, strict=True))
                         and other.dtype == array.dtype)  # fmt: skip
                 if theirs is not None and theirs[0] == k and (theirs[1] & mask).any() and not same:
                     raise FindingError("an output that overlaps an input was taken")
@@ -531,7 +531,7 @@ def spoil(rng, memory, name, kwargs):
             lambda: array.view(LyingArray), lambda: PosingArray(array), lambda: array_liar(rng, memory, array, victims),
             lambda: rng.choice(arrays_of(kwargs)), lambda: array[:0], lambda: array.T, lambda: array[None],
             lambda: np.broadcast_to(np.zeros((), array.dtype), array.shape),
-            lambda: np.zeros(array.shape, rng.choice([d for d in [*DTYPES, *WRONG] if d != object])),
+            lambda: np.zeros(array.shape, rng.choice([d for d in [*DTYPES, *WRONG] if d.kind != "O"])),
             lambda: memory.place(np.zeros(array.shape, rng.choice(DTYPES)), True),
         ])()  # fmt: skip
         out[k] = choice

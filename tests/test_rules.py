@@ -600,5 +600,5 @@ def test_a_device_that_is_none_is_refused(device):
         def __dlpack_device__(self):
             return device
 
-    with pytest.raises(TypeError, match="^input: expected an array, got Tensor: "):
+    with pytest.raises(TypeError, match=r"^input: expected an array, got Tensor: "):
         bnbp.batch_norm_training(Tensor(), None, None)
