@@ -305,7 +305,10 @@ cdef list arrays_of(tuple names, tuple values):
         for k in lists:
             dtype = float64
             if k > 0 and names[k] not in SUMS:
-                dtype = own[0] if own and names[k] not in TENSORS else float64 if arrays[0] is None else arrays[0].dtype
+                if own and names[k] not in TENSORS:
+                    dtype = own[0]
+                elif arrays[0] is not None:
+                    dtype = arrays[0].dtype
             arrays[k] = arrays[k].astype(float64 if element_type(dtype) == ElementType.other else dtype)
     return arrays
 
