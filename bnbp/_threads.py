@@ -51,6 +51,8 @@ def _cgroup_quota(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sy
     except OSError:
         return None
     for line in lines:
+        if line.count(":") < 2:
+            continue
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
@@ -64,7 +66,11 @@ def _cgroup_quota(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sy
                 quotas.append((quota, period))
             if group == base:
                 break
-    limits = [-(-int(quota) // int(period)) for quota, period in quotas if quota.isdecimal() and int(period or 0) > 0]
+    limits = [
+        -(-int(quota) // int(period))
+        for quota, period in quotas
+        if quota.isdecimal() and period.isdecimal() and int(period) > 0
+    ]
     return max(min(limits), 1) if limits else None
 
 
