@@ -31,8 +31,8 @@ typedef enum bnbp_type {
 
 /** What a kernel returns. */
 typedef enum bnbp_status {
-    BNBP_OK = 0,       /**< Every output that was asked for is written. */
-    BNBP_NO_MEMORY = 1, /**< The workspace could not be allocated; no output was written. */
+    BNBP_OK = 0,         /**< Every output that was asked for is written. */
+    BNBP_NO_MEMORY = 1,  /**< The workspace could not be allocated; no output was written. */
     BNBP_INTERRUPTED = 2 /**< The table's `interrupted` said so; the outputs are partly written. */
 } bnbp_status;
 
