@@ -80,8 +80,9 @@ class BuildExt(build_ext):
         for extension in self.extensions:
             if extension.language == "c++":
                 extension.extra_compile_args = FLAGS[kind] + compile_args + extension.extra_compile_args
-                extension.extra_link_args = link_args + SANITIZE
+                extension.extra_link_args = list(link_args)
             extension.extra_compile_args += SANITIZE or SMALL[kind]
+            extension.extra_link_args += SANITIZE
         super().build_extensions()
 
     def compiles(self, flags: tuple[list[str], list[str]]) -> bool:

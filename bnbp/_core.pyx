@@ -6,14 +6,14 @@ memory is stated here, only what concerns Python objects.
 """
 
 import operator
-import os
+import threading
 from itertools import islice
 
 import numpy as np
 
 from bnbp import _pool
 from bnbp._isa import load_kernels
-from bnbp._threads import default_num_threads
+from bnbp._threads import default_num_threads, openmp_num_threads
 
 from cpython.buffer cimport PyBUF_STRIDES, PyBuffer_IsContiguous, PyObject_GetBuffer
 from cpython.pycapsule cimport PyCapsule_GetPointer
@@ -30,6 +30,7 @@ from bnbp.kernels cimport BNBP_KERNELS_CAPSULE, bnbp_kernels
 cdef extern from "bnbp/batch_norm.hpp" namespace "bnbp" nogil:
     """
     #if !defined(_WIN32)
+    #include <pthread.h>
     #include <unistd.h>
     #endif
     #if defined(__APPLE__)
@@ -46,6 +47,8 @@ cdef extern from "bnbp/batch_norm.hpp" namespace "bnbp" nogil:
             PyErr_SetString(PyExc_ValueError, error.what());
         } catch (const std::bad_alloc&) {
             PyErr_NoMemory();
+        } catch (const bnbp::Interrupted& error) {  // the signal's handler has raised its exception
+            if (!PyErr_Occurred()) PyErr_SetString(PyExc_RuntimeError, error.what());
         } catch (const std::exception& error) {
             PyErr_SetString(PyExc_RuntimeError, error.what());
         }
@@ -93,6 +96,43 @@ cdef extern from "bnbp/batch_norm.hpp" namespace "bnbp" nogil:
         int count = 0;
         ~Buffers() { while (count > 0) PyBuffer_Release(&views[--count]); }
     };
+
+    // From `begin` to the end of one of these, the kernels heed signals if this is Python's main thread.
+    struct Patience {
+        static thread_local PyThreadState* state;
+        static unsigned long main_thread;
+        PyThreadState* outer = state;  // of the call that a signal has come in between
+        void begin() { if (PyThread_get_thread_ident() == main_thread) state = PyThreadState_Get(); }
+        ~Patience() { state = outer; }
+
+        // Runs the handlers of the signals that have come; whether one of them has raised an exception.
+        static int interrupted() {
+            PyThreadState* const own = state;
+            if (!own) return 0;
+            PyEval_RestoreThread(own);
+            const int raised = PyErr_CheckSignals();
+            PyEval_SaveThread();
+            return raised != 0;
+        }
+    };
+    thread_local PyThreadState* Patience::state = nullptr;
+    unsigned long Patience::main_thread = 0;
+
+    // GNU OpenMP's threads are not in a forked child, and a team would wait for them for ever. Whether there were any,
+    // nobody knows: another library may have started them.
+    static bnbp_kernels* forked_kernels;
+    static void after_fork() {
+        forked_kernels->serial = 1;
+        Patience::main_thread = PyThread_get_thread_ident();
+    }
+    static int at_fork(bnbp_kernels* table) {
+        forked_kernels = table;
+    #if !defined(_WIN32)
+        return pthread_atfork(nullptr, nullptr, after_fork);
+    #else
+        return 0;
+    #endif
+    }
     """
     void raise_python "::raise_python"()
     int cpu_supports "::cpu_supports"(const char* level)
@@ -104,6 +144,13 @@ cdef extern from "bnbp/batch_norm.hpp" namespace "bnbp" nogil:
 
     const int DL_UINT "::DL_UINT"
     const int DL_BFLOAT "::DL_BFLOAT"
+
+    int at_fork "::at_fork"(bnbp_kernels* table)
+    int interrupted "::Patience::interrupted"() noexcept
+    unsigned long main_thread "::Patience::main_thread"
+
+    cppclass Patience "::Patience":
+        void begin()
 
     cppclass Buffers "::Buffers":
         Py_buffer* views
@@ -175,6 +222,7 @@ def run(str name, tuple inputs, epsilon, channel_axis, output_mask, out, num_thr
     cdef unique_ptr[BatchNormBase] op
     cdef vector[Tensor] tensors, inferred, outputs
     cdef Buffers buffers
+    cdef Patience patience
     cdef int threads = threads_of(num_threads)
     cdef Py_ssize_t k
     cdef tuple names = INPUT_NAMES[name]
@@ -196,6 +244,7 @@ def run(str name, tuple inputs, epsilon, channel_axis, output_mask, out, num_thr
         elif results[k] is None:
             results[k] = new_result(inferred[k], arrays[0], &buffers.views[0])
         set_tensor(outputs[k], plain(results[k]), buffers)
+    patience.begin()
     with nogil:
         op.get().evaluate(outputs, tensors, threads)
     if name == "BatchNormTrainingStatistics":
@@ -445,16 +494,11 @@ cdef bnbp_kernels* table = <bnbp_kernels*> PyCapsule_GetPointer(kernels, BNBP_KE
 set_kernels(table)
 table.l2_size = l2_cache_size() or table.l2_size
 table.default_num_threads, _threads_source = default_num_threads()
-
-
-def _after_fork():
-    """GNU OpenMP's threads are not in a forked child: a new team would wait for them for ever."""
-    if table.region_entered:
-        table.serial = 1
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+table.openmp_num_threads = openmp_num_threads()
+if at_fork(table):
+    raise MemoryError
+main_thread = threading.main_thread().ident or 0
+table.interrupted = interrupted
 
 
 def set_l2_size(Py_ssize_t size):
@@ -471,7 +515,8 @@ def config():
         "pool": _pool.state(),
         "openmp": {"enabled": table.openmp != 0, "version": table.openmp or None},
         "threads": {
-            "default": 1 if table.serial else table.default_num_threads,
-            "source": "serial: forked after a parallel call" if table.serial else _threads_source,
+            "default": 1 if table.serial else table.default_team(),
+            "source": "serial: a forked process" if table.serial else
+                      "omp_set_num_threads" if table.default_team() < table.default_num_threads else _threads_source,
         },
     }

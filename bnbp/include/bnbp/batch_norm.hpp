@@ -41,6 +41,11 @@ class ValueError : public std::invalid_argument {
     using std::invalid_argument::invalid_argument;
 };
 
+/// \brief A call was ended early, and its outputs are partly written. Only calls that come from Python are.
+class Interrupted : public std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
 /// \brief The type of a tensor's elements.
 enum class ElementType {
     none,  ///< There is no tensor: an optional input left out, or an output not asked for.
@@ -754,7 +759,7 @@ public:
         arguments.type = detail::kernel_type(input.element_type);
         arguments.parameter_type = detail::kernel_type(rules.parameter_type());
         arguments.epsilon = epsilon_;
-        arguments.num_threads = num_threads ? num_threads : kernels->default_num_threads;
+        arguments.num_threads = num_threads;
 
         detail::Layout layout;
         std::vector<detail::Packed> vectors;
@@ -783,8 +788,12 @@ public:
         layout.describe(channel_axis_of(input), arguments);
         arguments.count = count_ < 0 ? static_cast<double>(arguments.n) * static_cast<double>(arguments.s)
                                      : static_cast<double>(count_);
-        if ((kernels->*(signature_->kernel))(&arguments) == BNBP_NO_MEMORY) {
+        const bnbp_status status = (kernels->*(signature_->kernel))(&arguments);
+        if (status == BNBP_NO_MEMORY) {
             throw std::bad_alloc();
+        }
+        if (status == BNBP_INTERRUPTED) {
+            throw Interrupted("interrupted");
         }
         for (std::size_t k = first_result; k < vectors.size(); ++k) {
             vectors[k].write();
