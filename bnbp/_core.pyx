@@ -380,7 +380,7 @@ cdef ElementType element_type(dtype):
         return ElementType.f64
     if dtype is float16 or dtype == float16:
         return ElementType.f16
-    if dtype.type.__name__ == "bfloat16" and dtype.itemsize == 2 and dtype.isnative:  # of ml_dtypes, without importing it
+    if dtype.type.__name__ == "bfloat16" and dtype.itemsize == 2 and dtype.isnative:
         return ElementType.bf16
     return ElementType.other
 
