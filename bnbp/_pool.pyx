@@ -8,6 +8,7 @@ No more than `limit` bytes are ever kept, of what came back last.
 
 import os
 import warnings
+from contextvars import copy_context
 
 import numpy as np
 
@@ -179,9 +180,6 @@ cdef extern from *:
     object pool_capsule()
     void pool_set_limit(size_t limit)
     object PyDataMem_SetHandler(object handler)
-    object PyContext_CopyCurrent()
-    int PyContext_Enter(object context) except -1
-    int PyContext_Exit(object context) except -1
 
 
 DEFAULT_LIMIT = 256 << 20
@@ -192,13 +190,12 @@ cdef object handler = pool_capsule(), numpy_empty_like = np.empty_like
 def empty_like(array):
     """An array as from `numpy.empty_like`, whose memory comes from what is kept and goes back there."""
     # In a context of its own: to leave that takes no memory, but to set the old allocator again would.
-    context = PyContext_CopyCurrent()
-    PyContext_Enter(context)
-    try:
-        PyDataMem_SetHandler(handler)
-        return numpy_empty_like(array, subok=False)
-    finally:
-        PyContext_Exit(context)
+    return copy_context().run(_empty_like, array)
+
+
+def _empty_like(array):
+    PyDataMem_SetHandler(handler)
+    return numpy_empty_like(array, subok=False)
 
 
 def set_limit(limit):
