@@ -8,8 +8,15 @@ BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard bnbp/*.pyx bnbp/*.pxd bnbp/_machine.h bnbp/include/bnbp/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all bench wheel docs lint format clean
+.PHONY: help demo test test-all sanitize bench wheel docs lint format clean
 .SECONDARY:
+
+# What `make sanitize` does: this many calls, of this seed.
+CALLS ?= 20000
+SEED ?= 0
+SANITIZED := build/sanitized/lib
+CXX := c++
+WARNINGS := -std=c++17 -Wall -Wextra -Wconversion -Werror
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -22,6 +29,15 @@ test: $(VENV)/.test ## run every test that needs no framework
 
 test-all: $(VENV)/.test ## those too that need PyTorch, TensorFlow and JAX, which you install into .venv
 	$(BIN)/pytest -m ""
+
+# With the address sanitiser, in a process that was not built with it; libstdc++ so that it sees C++ exceptions.
+sanitize: $(SANITIZED)/.built ## random calls of everything in a build with sanitisers: CALLS=1000000 SEED=1
+	cp bnbp/*.py $(SANITIZED)/bnbp
+	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" PYTHONMALLOC=malloc \
+		PYTHONPATH=$(SANITIZED) UBSAN_OPTIONS=print_stacktrace=1 \
+		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=4096 \
+		sh -c '$(BIN)/python tests/fuzz.py --cpp --calls $(CALLS) --seed $(SEED) && \
+			$(BIN)/python tests/fuzz.py --calls $(CALLS) --seed $(SEED)'
 
 bench: $(VENV)/.bench ## measure the operators beside the memory's floor
 	$(BIN)/bnbp bench
@@ -42,6 +58,10 @@ lint: $(VENV)/.lint ## style and types: ruff, cython-lint, clang-format, mypy
 	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint bnbp
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/mypy
+	for level in x86-64 $(if $(filter x86_64,$(shell uname -m)),x86-64-v3 x86-64-v4); do \
+		$(CXX) $(WARNINGS) $(if $(filter x86_64,$(shell uname -m)),-march=$$level) -fopenmp -DCYTHON_INLINE=inline \
+			-fsyntax-only -x c++ -include bnbp/_machine.h /dev/null || exit 1; \
+	done
 
 format: $(VENV)/.lint ## put the code into the form that lint expects
 	$(BIN)/ruff check --fix .
@@ -58,6 +78,15 @@ $(VENV)/.core: $(SOURCES) | $(BIN)/python
 	@command -v c++ >/dev/null || { echo "bnbp needs a C++ compiler (Debian: apt-get install g++)"; exit 1; }
 	@rm -f bnbp/*.so # a module for one version of Python would be taken before the new one for all
 	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+# The same with sanitisers, apart from it, and the C++ caller that makes random calls.
+$(SANITIZED)/.built: $(SOURCES) tests/cpp/fuzz.cpp | $(VENV)/.test
+	BNBP_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-base build/sanitized --build-lib $(SANITIZED)
+	$(CXX) $(WARNINGS) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer \
+		-fPIC -shared -Ibnbp/include \
+		-I$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))') tests/cpp/fuzz.cpp \
+		-o $(SANITIZED)/fuzz_cpp$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
 	@touch $@
 
 $(VENV)/.%: $(VENV)/.core pyproject.toml

@@ -34,6 +34,13 @@ FLAGS = {
 # Debug information would be five sixths of the files.
 SMALL = {"msvc": [], "unix": ["-g0", "-fvisibility=hidden"]}
 
+# For `make sanitize`: a build in which a wrong access to memory, or undefined behaviour, ends the process.
+SANITIZE = (
+    ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1"]
+    if os.environ.get("BNBP_SANITIZE")
+    else []
+)
+
 # Compile and link flags, in the order to try them: GCC and Clang, then Apple's Clang with Homebrew's libomp.
 OPENMP = {
     "msvc": [(["/openmp"], [])],
@@ -73,8 +80,9 @@ class BuildExt(build_ext):
         for extension in self.extensions:
             if extension.language == "c++":
                 extension.extra_compile_args = FLAGS[kind] + compile_args + extension.extra_compile_args
-                extension.extra_link_args = link_args
-            extension.extra_compile_args += SMALL[kind]
+                extension.extra_link_args = list(link_args)
+            extension.extra_compile_args += SANITIZE or SMALL[kind]
+            extension.extra_link_args += SANITIZE
         super().build_extensions()
 
     def compiles(self, flags: tuple[list[str], list[str]]) -> bool:
@@ -104,12 +112,15 @@ def extension(name: str, source: str, macros: Macros = (), flags: Sequence[str] 
 
 
 def levels_of(generated: Extension) -> list[Extension]:
-    """An extension for each level from the C++ of one: copies, so that they can be compiled at the same time."""
+    """An extension for each level from the C++ of one: copies, so that they can be compiled at the same time.
+
+    They are as old as it is, so that what has not changed is not compiled again.
+    """
     extensions = []
     module = generated.name.rpartition(".")[2]
     for level, flags in LEVELS.items():
         name = f"{module}_{level}"
-        source = shutil.copy(generated.sources[0], f"bnbp/{name}.cpp")
+        source = shutil.copy2(generated.sources[0], f"bnbp/{name}.cpp")
         rename = (f"PyInit_{module}", f"PyInit_{name}")
         extensions.append(extension(name, source, [rename], flags))
     return extensions

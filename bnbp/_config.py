@@ -88,11 +88,11 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     >>> sorted(bnbp.show_config("dicts"))
     ['caches', 'isa', 'openmp', 'pool', 'threads', 'version']
     """
+    if not issubclass(type(mode), str) or mode not in ("stdout", "dicts"):
+        raise ValueError(f"mode: expected 'stdout' or 'dicts', got {_core.text_of(mode)}")
     config = {"version": __version__, **_core.config()}
     if mode == "dicts":
         return config
-    if mode != "stdout":
-        raise ValueError(f"mode: expected 'stdout' or 'dicts', got {mode!r}")
     for key, value in config.items():
         fields = value if isinstance(value, dict) else {"": value}
         for name, field in fields.items():

@@ -6,13 +6,14 @@ memory is stated here, only what concerns Python objects.
 """
 
 import operator
-import os
+import threading
+from itertools import islice
 
 import numpy as np
 
 from bnbp import _pool
 from bnbp._isa import load_kernels
-from bnbp._threads import default_num_threads
+from bnbp._threads import default_num_threads, openmp_num_threads
 
 from cpython.buffer cimport PyBUF_STRIDES, PyBuffer_IsContiguous, PyObject_GetBuffer
 from cpython.pycapsule cimport PyCapsule_GetPointer
@@ -29,6 +30,7 @@ from bnbp.kernels cimport BNBP_KERNELS_CAPSULE, bnbp_kernels
 cdef extern from "bnbp/batch_norm.hpp" namespace "bnbp" nogil:
     """
     #if !defined(_WIN32)
+    #include <pthread.h>
     #include <unistd.h>
     #endif
     #if defined(__APPLE__)
@@ -45,6 +47,8 @@ cdef extern from "bnbp/batch_norm.hpp" namespace "bnbp" nogil:
             PyErr_SetString(PyExc_ValueError, error.what());
         } catch (const std::bad_alloc&) {
             PyErr_NoMemory();
+        } catch (const bnbp::Interrupted& error) {  // the signal's handler has raised its exception
+            if (!PyErr_Occurred()) PyErr_SetString(PyExc_RuntimeError, error.what());
         } catch (const std::exception& error) {
             PyErr_SetString(PyExc_RuntimeError, error.what());
         }
@@ -92,6 +96,43 @@ cdef extern from "bnbp/batch_norm.hpp" namespace "bnbp" nogil:
         int count = 0;
         ~Buffers() { while (count > 0) PyBuffer_Release(&views[--count]); }
     };
+
+    // From `begin` to the end of one of these, the kernels heed signals if this is Python's main thread.
+    struct Patience {
+        static thread_local PyThreadState* state;
+        static unsigned long main_thread;
+        PyThreadState* outer = state;  // of the call that a signal has come in between
+        void begin() { if (PyThread_get_thread_ident() == main_thread) state = PyThreadState_Get(); }
+        ~Patience() { state = outer; }
+
+        // Runs the handlers of the signals that have come; whether one of them has raised an exception.
+        static int interrupted() {
+            PyThreadState* const own = state;
+            if (!own) return 0;
+            PyEval_RestoreThread(own);
+            const int raised = PyErr_CheckSignals();
+            PyEval_SaveThread();
+            return raised != 0;
+        }
+    };
+    thread_local PyThreadState* Patience::state = nullptr;
+    unsigned long Patience::main_thread = 0;
+
+    // GNU OpenMP's threads are not in a forked child, and a team would wait for them for ever. Whether there were any,
+    // nobody knows: another library may have started them.
+    static bnbp_kernels* forked_kernels;
+    static void after_fork() {
+        forked_kernels->serial = 1;
+        Patience::main_thread = PyThread_get_thread_ident();
+    }
+    static int at_fork(bnbp_kernels* table) {
+        forked_kernels = table;
+    #if !defined(_WIN32)
+        return pthread_atfork(nullptr, nullptr, after_fork);
+    #else
+        return 0;
+    #endif
+    }
     """
     void raise_python "::raise_python"()
     int cpu_supports "::cpu_supports"(const char* level)
@@ -103,6 +144,13 @@ cdef extern from "bnbp/batch_norm.hpp" namespace "bnbp" nogil:
 
     const int DL_UINT "::DL_UINT"
     const int DL_BFLOAT "::DL_BFLOAT"
+
+    int at_fork "::at_fork"(bnbp_kernels* table)
+    int interrupted "::Patience::interrupted"() noexcept
+    unsigned long main_thread "::Patience::main_thread"
+
+    cppclass Patience "::Patience":
+        void begin()
 
     cppclass Buffers "::Buffers":
         Py_buffer* views
@@ -174,26 +222,29 @@ def run(str name, tuple inputs, epsilon, channel_axis, output_mask, out, num_thr
     cdef unique_ptr[BatchNormBase] op
     cdef vector[Tensor] tensors, inferred, outputs
     cdef Buffers buffers
+    cdef Patience patience
     cdef int threads = threads_of(num_threads)
     cdef Py_ssize_t k
     cdef tuple names = INPUT_NAMES[name]
     op.reset(operator_of(name, epsilon_of(epsilon), axis_of(channel_axis), count_of(count)))
 
+    # Whatever may run somebody else's code comes first: that code can resize an array whose memory is known already.
+    cdef tuple mask = None if output_mask is None else mask_of(output_mask, 3)
     arrays = arrays_of(names, inputs)
     tensors.resize(len(inputs))
     for k in range(len(inputs)):
         set_tensor(tensors[k], arrays[k], buffers)
     inferred = op.get().validate_and_infer_types(tensors)
 
-    wanted = mask_of(output_mask, inferred.size())
     results = out_of(out, inferred.size())
     outputs.resize(inferred.size())
     for k in range(<Py_ssize_t> inferred.size()):
-        if not wanted[k]:
+        if mask is not None and not mask[k]:
             results[k] = None
         elif results[k] is None:
             results[k] = new_result(inferred[k], arrays[0], &buffers.views[0])
-        set_tensor(outputs[k], results[k], buffers)
+        set_tensor(outputs[k], plain(results[k]), buffers)
+    patience.begin()
     with nogil:
         op.get().evaluate(outputs, tensors, threads)
     if name == "BatchNormTrainingStatistics":
@@ -235,18 +286,31 @@ cdef BatchNormBase* operator_of(str name, double epsilon, int64_t channel_axis, 
 cdef double epsilon_of(epsilon) except? -1:
     try:
         return epsilon
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"epsilon: expected a finite number >= 0, got {epsilon!r}") from None
+    except Exception as error:
+        raise ValueError(f"epsilon: expected a finite number >= 0, got {text_of(epsilon)}") from unexpected(error)
+
+
+def text_of(value, how=repr):
+    """What a message says of a value. Not every object can be printed, nor can an integer of 5000 digits."""
+    try:
+        return how(value)
+    except Exception:
+        return f"an unprintable {type(value).__name__}"
+
+
+cdef object unexpected(error):
+    """What an object's own method raised, to be named as the cause; None if it is only that there is no method."""
+    return None if type(error) in (TypeError, ValueError, OverflowError) else error
 
 
 cpdef integer_of(str name, value, least=None, str expected="an integer"):
     """An integer argument, checked."""
     try:
         integer = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected {expected}, got {value!r}") from None
+    except Exception as error:
+        raise TypeError(f"{name}: expected {expected}, got {text_of(value)}") from unexpected(error)
     if least is not None and integer < least:
-        raise ValueError(f"{name}: expected at least {least}, got {integer}")
+        raise ValueError(f"{name}: expected at least {least}, got {text_of(integer)}")
     return integer
 
 
@@ -292,16 +356,23 @@ cdef list arrays_of(tuple names, tuple values):
         for k in lists:
             dtype = float64
             if k > 0 and names[k] not in SUMS:
-                dtype = arrays[0].dtype if own is None or names[k] in TENSORS else own
+                if own is not None and names[k] not in TENSORS:
+                    dtype = own
+                elif arrays[0] is not None:
+                    dtype = arrays[0].dtype
             arrays[k] = arrays[k].astype(float64 if element_type(dtype) == ElementType.other else dtype)
     return arrays
 
 
 cdef object array_of(str name, value):
     """An array of anything that has a buffer, `__array__` or `__dlpack__`, or is a list of numbers."""
-    cdef bint dlpack = hasattr(value, "__dlpack__")
+    cdef bint dlpack
     try:
-        device = value.__dlpack_device__()[0] if dlpack else CPU
+        dlpack = hasattr(value, "__dlpack__")
+        device = CPU
+        if dlpack:
+            device, _ = value.__dlpack_device__()  # unpacked, because an index is not checked here
+            device = operator.index(device)
         if device in HOSTS:
             if dlpack and not hasattr(value, "__array__"):
                 return from_dlpack(value)
@@ -314,9 +385,9 @@ cdef object array_of(str name, value):
     except MemoryError:
         raise
     except Exception as error:
-        raise TypeError(f"{name}: expected an array, got {type(value).__name__}: {error}") from error
+        raise TypeError(f"{name}: expected an array, got {type(value).__name__}: {text_of(error, str)}") from error
     raise TypeError(f"{name}: expected a tensor in the CPU's memory, got {type(value).__name__} on "
-                    f"{DEVICES.get(device, f'device type {device}')}; copy it to the CPU first")
+                    f"{DEVICES.get(device, f'device type {text_of(device)}')}; copy it to the CPU first")
 
 
 # Of DLPack's device types: memory that the CPU reads, its own and that of CUDA's and ROCm's hosts and managed memory.
@@ -360,7 +431,8 @@ cdef ElementType element_type(dtype):
         return ElementType.f64
     if dtype is float16 or dtype == float16:
         return ElementType.f16
-    if dtype.type.__name__ == "bfloat16" and dtype.itemsize == 2:  # of ml_dtypes, without importing it
+    # That of ml_dtypes, without importing it.
+    if dtype.type.__name__ == "bfloat16" and dtype.itemsize == 2 and dtype.isnative:
         return ElementType.bf16
     return ElementType.other
 
@@ -371,7 +443,7 @@ cdef int set_tensor(Tensor& tensor, array, Buffers& buffers) except -1:
         return 0
     tensor.element_type = element_type(array.dtype)
     if tensor.element_type == ElementType.other:
-        tensor.type_name = str(array.dtype).encode()
+        tensor.type_name = str(array.dtype).encode(errors="backslashreplace")
         tensor.shape = array.shape
         return 0
     view = &buffers.views[buffers.count]
@@ -385,12 +457,10 @@ cdef int set_tensor(Tensor& tensor, array, Buffers& buffers) except -1:
 
 
 cdef tuple mask_of(output_mask, Py_ssize_t count):
-    if output_mask is None or (type(output_mask) is tuple and output_mask == (True, True, True)):
-        return (True,) * count
     try:
-        mask = tuple(map(operator.index, output_mask))
-    except TypeError:
-        raise TypeError(f"output_mask: expected {count} booleans, got {output_mask!r}") from None
+        mask = tuple(map(operator.index, islice(output_mask, 1000)))  # it may have no end
+    except Exception as error:
+        raise TypeError(f"output_mask: expected {count} booleans, got {text_of(output_mask)}") from unexpected(error)
     if len(mask) != count:
         raise ValueError(f"output_mask: expected {count} booleans, got {len(mask)}")
     return mask
@@ -400,14 +470,24 @@ cdef list out_of(out, Py_ssize_t count):
     """An array or None for each output."""
     if out is None:
         return [None] * count
-    if not isinstance(out, (tuple, list)):
+    cdef list entries
+    if issubclass(type(out), tuple):
+        entries = list(tuple.__iter__(out))  # what is in it, whatever a subclass says
+    elif issubclass(type(out), list):
+        entries = list(list.__iter__(out))
+    else:
         raise TypeError(f"out: expected a tuple with an array or None for each output, got {type(out).__name__}")
-    if len(out) != count:
-        raise ValueError(f"out: expected {count} entries, an array or None for each output, got {len(out)}")
-    for k, array in enumerate(out):
-        if type(array) is not ndarray and array is not None and not isinstance(array, ndarray):
+    if len(entries) != count:
+        raise ValueError(f"out: expected {count} entries, an array or None for each output, got {len(entries)}")
+    for k, array in enumerate(entries):
+        if type(array) is not ndarray and array is not None and not issubclass(type(array), ndarray):
             raise TypeError(f"out[{k}]: expected a NumPy array or None, got {type(array).__name__}")
-    return list(out)
+    return entries
+
+
+cdef object plain(array):
+    """The array itself of a subclass, which can say what it likes of its type and shape."""
+    return array if array is None or type(array) is ndarray else ndarray.view(array, ndarray)
 
 
 # ---------------------------------------------------------------- the process
@@ -417,16 +497,11 @@ cdef bnbp_kernels* table = <bnbp_kernels*> PyCapsule_GetPointer(kernels, BNBP_KE
 set_kernels(table)
 table.l2_size = l2_cache_size() or table.l2_size
 table.default_num_threads, _threads_source = default_num_threads()
-
-
-def _after_fork():
-    """GNU OpenMP's threads are not in a forked child: a new team would wait for them for ever."""
-    if table.region_entered:
-        table.serial = 1
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+table.openmp_num_threads = openmp_num_threads()
+if at_fork(table):
+    raise MemoryError
+main_thread = threading.main_thread().ident or 0
+table.interrupted = interrupted
 
 
 def set_l2_size(Py_ssize_t size):
@@ -443,7 +518,8 @@ def config():
         "pool": _pool.state(),
         "openmp": {"enabled": table.openmp != 0, "version": table.openmp or None},
         "threads": {
-            "default": 1 if table.serial else table.default_num_threads,
-            "source": "serial: forked after a parallel call" if table.serial else _threads_source,
+            "default": 1 if table.serial else table.default_team(),
+            "source": "serial: a forked process" if table.serial else
+                      "omp_set_num_threads" if table.default_team() < table.default_num_threads else _threads_source,
         },
     }

@@ -80,6 +80,7 @@ from bnbp.kernels cimport (
     BNBP_F16,
     BNBP_F32,
     BNBP_F64,
+    BNBP_INTERRUPTED,
     BNBP_KERNELS_ABI,
     BNBP_KERNELS_CAPSULE,
     BNBP_NO_MEMORY,
@@ -113,6 +114,10 @@ cdef extern from "_machine.h" nogil:
     void VIEW(const double[:, :, ::1] view, const void* memory, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c, size_t size)
     void barrier()
     int team_size()
+    int thread_number()
+    int openmp_threads()
+    bint flag_is_up(const int* flag)
+    void raise_flag(int* flag)
     void prefetch(const void* address, size_t size)
     void widen(double* to, const float16* source)
     void widen(double* to, const bfloat16* source)
@@ -183,6 +188,9 @@ cdef enum:
     REGION = 32768
     # More threads than this were asked for by mistake. Where the system refuses one, GNU OpenMP ends the process.
     MAX_TEAM = 256
+    # Elements that the calling thread goes through before it asks whether to end the call: 20 to 100 ms. To ask takes
+    # the GIL, for which it may wait 5 ms.
+    PATIENCE = 1 << 26
 
 
 # ---------------------------------------------------------------- arithmetic that loses nothing
@@ -359,7 +367,9 @@ cdef Plan plan_of(const bnbp_arguments* a, Operator operator, bint reduces, bint
     p.n, p.c, p.s = a.n, a.c, a.s
     p.reduces, p.applies = reduces, applies
     p.streams = elements * size >= l2 and not in_place
-    p.team = 1 if kernels_.serial or elements < REGION else min(a.num_threads, MAX_TEAM)
+    p.team = 1
+    if elements >= REGION and not kernels_.serial:
+        p.team = min(a.num_threads if a.num_threads > 0 else default_team(), MAX_TEAM)
     p.runs = a.s >= RUN
     p.far = True
     p.merge = p.per_run = p.width = p.length = 1
@@ -401,8 +411,6 @@ cdef Plan plan_of(const bnbp_arguments* a, Operator operator, bint reduces, bint
         plan_rows(&p, a.n * a.s * bytes_read)
     p.units = (p.c + p.unit - 1) // p.unit
     p.private = p.shared and p.runs and p.reduces
-    if p.team > 1:
-        kernels_.region_entered = 1
     return p
 
 
@@ -1350,10 +1358,25 @@ cdef struct Memory:        # what a call works on besides its arguments
     void* output
     Channel* channels      # (C), or one for each thread
     char* scratch          # one for each thread, if there are tiles
+    Py_ssize_t patience    # elements until the thread that called asks whether to end the call
+    int stopped            # 1: it is to end
+
+
+cdef inline bint stops(Memory* memory, Py_ssize_t elements) noexcept nogil:
+    """Whether the call is to end here, before so many elements more."""
+    if kernels_.interrupted is NULL:
+        return False
+    if thread_number() == 0:
+        memory.patience -= elements
+        if memory.patience < 0:
+            memory.patience = PATIENCE
+            if kernels_.interrupted():
+                raise_flag(&memory.stopped)
+    return flag_is_up(&memory.stopped)
 
 
 cdef void pass_share(const bnbp_arguments* a, const real[:, :, ::1]& x, const real[:, :, ::1]& dy,
-                     const real[:, :, ::1]& dx, const Channel* channels, const Memory* memory,
+                     const real[:, :, ::1]& dx, const Channel* channels, Memory* memory,
                      double[:, :, ::1]& partial, const Plan* p, Py_ssize_t applied, Py_ssize_t reduced, bint follows,
                      bint followed, int thread, int team) noexcept nogil:
     """What `thread` does of a pass that applies to one unit and reduces another; `p.units` is the empty one."""
@@ -1362,7 +1385,10 @@ cdef void pass_share(const bnbp_arguments* a, const real[:, :, ::1]& x, const re
     cdef Py_ssize_t segments = 1 if p.runs and not p.tiled else (max(a1 - a0, r1 - r0) + p.width - 1) // p.width
     cdef Py_ssize_t tasks = p.chunks * segments
     cdef Py_ssize_t first = tasks * thread // team, last = tasks * (thread + 1) // team, index, k
+    cdef Py_ssize_t elements = p.n * p.s * max(a1 - a0, r1 - r0) // max(tasks, 1)
     for k in range(first, last):
+        if stops(memory, elements):
+            return
         # What a thread has reduced last is in its cache for certain, and applied to first.
         index = k if r0 < r1 or not p.reduces else first + last - 1 - k
         if p.tiled:
@@ -1393,7 +1419,7 @@ cdef void finish_share(const bnbp_arguments* a, Channel* channels, const double[
 
 
 cdef void run_units(const bnbp_arguments* a, const real[:, :, ::1]& x, const real[:, :, ::1]& dy,
-                    const real[:, :, ::1]& dx, const Memory* memory, double[:, :, ::1]& partial, const Plan* p,
+                    const real[:, :, ::1]& dx, Memory* memory, double[:, :, ::1]& partial, const Plan* p,
                     Py_ssize_t first, Py_ssize_t last, int thread, int team) noexcept nogil:
     """The units [first, last), from start to end, as one of the `team` that works on each."""
     cdef Py_ssize_t unit
@@ -1404,6 +1430,10 @@ cdef void run_units(const bnbp_arguments* a, const real[:, :, ::1]& x, const rea
                        unit, unit - 1 > first, True, thread, team)
             if team > 1:
                 barrier()
+        if flag_is_up(&memory.stopped):  # some sums are missing; the others wait at the barriers nevertheless
+            if team > 1 and not p.private:
+                barrier()
+            continue
         if p.private:  # each does it for itself, which is faster than to wait once more
             finish_share(a, channels, partial, p, unit, 0, 1, thread == 0, <real> 0)
         else:
@@ -1432,6 +1462,7 @@ cdef bnbp_status run(const bnbp_arguments* a, Operator operator, const real* inp
     cdef int thread, team = p.team
     if workspace is NULL:
         return BNBP_NO_MEMORY
+    memory.patience, memory.stopped = PATIENCE, 0
     memory.output, memory.channels, memory.scratch = output, <Channel*> (workspace + sums), workspace + sums + each
     VIEW(x, input, p.n, p.c, p.s, sizeof(real))
     VIEW(dy, input if second is NULL else second, p.n, p.c, p.s, sizeof(real))
@@ -1454,7 +1485,7 @@ cdef bnbp_status run(const bnbp_arguments* a, Operator operator, const real* inp
     if single and output is not NULL and a.n * a.s:  # the normalised value of a single element is beta, whatever it is
         set_zero(a, output)
     free(workspace)
-    return BNBP_OK
+    return BNBP_INTERRUPTED if memory.stopped else BNBP_OK
 
 
 cdef void set_zero(const bnbp_arguments* a, real* output) noexcept nogil:
@@ -1495,13 +1526,22 @@ cdef bnbp_status inference_backprop(const bnbp_arguments* a) noexcept nogil:
     return run_typed(a, INFERENCE_BACKPROP, a.input_delta)
 
 
+cdef int default_team() noexcept nogil:
+    cdef int limit = openmp_threads()
+    return limit if limit < min(kernels_.openmp_num_threads, kernels_.default_num_threads) else (
+        kernels_.default_num_threads)
+
+
 cdef bnbp_kernels kernels_
 kernels_.abi = BNBP_KERNELS_ABI
 kernels_.isa = BNBP_ISA
 kernels_.openmp = BNBP_OPENMP
 kernels_.l2_size = 1 << 20
 kernels_.default_num_threads = 1
-kernels_.region_entered = kernels_.serial = 0
+kernels_.openmp_num_threads = 1
+kernels_.serial = 0
+kernels_.default_team = default_team
+kernels_.interrupted = NULL
 kernels_.training = training
 kernels_.training_backprop = training_backprop
 kernels_.inference = inference

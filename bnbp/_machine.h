@@ -46,6 +46,41 @@ static inline int team_size(void) {
 #endif
 }
 
+/* The number of this thread in its team; that of the one that called is 0. */
+static inline int thread_number(void) {
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+/* How many threads OpenMP would start here if not told a number. */
+static inline int openmp_threads(void) {
+#ifdef _OPENMP
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
+/* A flag that one thread raises and the others see in time. */
+static inline int flag_is_up(const int* flag) {
+#if defined(__GNUC__)
+    return __atomic_load_n(flag, __ATOMIC_RELAXED);
+#else
+    return *(const volatile int*)flag;
+#endif
+}
+
+static inline void raise_flag(int* flag) {
+#if defined(__GNUC__)
+    __atomic_store_n(flag, 1, __ATOMIC_RELAXED);
+#else
+    *(volatile int*)flag = 1;
+#endif
+}
+
 /* Waits for the other threads of the team; nothing outside a parallel region. */
 static inline void barrier(void) {
 #ifdef _OPENMP

@@ -10,6 +10,7 @@ axes are, as long as it knows the one of the channels.
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
@@ -80,7 +81,9 @@ class NpyFile:
         self.name, self._stream, self._state = name, stream, _state_of(stream)
         headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         try:
-            shape, self.fortran_order, dtype = headers[np.lib.format.read_magic(stream)](stream)
+            with warnings.catch_warnings():  # a damaged header can be strange Python, which is warned of
+                warnings.simplefilter("ignore")
+                shape, self.fortran_order, dtype = headers[np.lib.format.read_magic(stream)](stream)
             like = np.broadcast_to(np.zeros((), dtype), shape)
         except OSError:
             raise

@@ -8,6 +8,7 @@ No more than `limit` bytes are ever kept, of what came back last.
 
 import os
 import warnings
+from contextvars import copy_context
 
 import numpy as np
 
@@ -188,11 +189,13 @@ cdef object handler = pool_capsule(), numpy_empty_like = np.empty_like
 
 def empty_like(array):
     """An array as from `numpy.empty_like`, whose memory comes from what is kept and goes back there."""
-    old = PyDataMem_SetHandler(handler)
-    try:
-        return numpy_empty_like(array, subok=False)
-    finally:
-        PyDataMem_SetHandler(old)
+    # In a context of its own: to leave that takes no memory, but to set the old allocator again would.
+    return copy_context().run(_empty_like, array)
+
+
+def _empty_like(array):
+    PyDataMem_SetHandler(handler)
+    return numpy_empty_like(array, subok=False)
 
 
 def set_limit(limit):

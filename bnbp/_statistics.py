@@ -1,12 +1,13 @@
 """How the statistics of the parts of a batch become those of the whole."""
 
+import sys
 from collections.abc import Iterable
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._core import integer_of
+from ._core import integer_of, text_of
 from ._results import BatchNormStatistics
 
 __all__ = ["merge_statistics"]
@@ -60,8 +61,13 @@ def merge_statistics(*parts: Part | Iterable[Part]) -> BatchNormStatistics:
     >>> bnbp.merge_statistics(*map(bnbp.batch_norm_training_statistics, (x[:1], x[1:])))
     BatchNormStatistics(count=3, mean=array([3., 5.]), m2=array([14.,  0.]))
     """
-    if len(parts) == 1 and not (isinstance(parts[0], tuple) and parts[0] and not isinstance(parts[0][0], tuple)):
-        parts = tuple(cast(Iterable[Part], parts[0]))
+    if len(parts) == 1 and not _is_part(parts[0]):
+        try:
+            iterator = iter(cast(Iterable[Part], parts[0]))
+        except Exception as error:
+            got = type(parts[0]).__name__
+            raise TypeError(f"parts: expected (count, mean, m2), or an iterable of those, got {got}") from error
+        parts = tuple(iterator)
     checked = _check(parts)
     full = [part for part in checked if part.count]
     if not full:
@@ -86,19 +92,37 @@ def merge_statistics(*parts: Part | Iterable[Part]) -> BatchNormStatistics:
     return BatchNormStatistics(count, np.where(finite, mean, plain), np.where(finite, m2[0] + m2[1], np.nan))
 
 
+def _is_part(value: object) -> bool:
+    """Whether this is a tuple, and not one of tuples."""
+    fields = _fields(value)
+    return bool(fields) and not issubclass(type(fields[0]), tuple)
+
+
+def _fields(part: object) -> tuple[Any, ...]:
+    """What a tuple holds, whatever a subclass says; nothing if it is no tuple."""
+    return tuple(tuple.__iter__(cast(Part, part))) if issubclass(type(part), tuple) else ()
+
+
 def _check(parts: tuple[object, ...]) -> list[BatchNormStatistics]:
     if not parts:
         raise ValueError("merge_statistics: expected at least 1 part, got none")
     checked: list[BatchNormStatistics] = []
     for k, part in enumerate(parts):
         name = f"parts[{k}]"
-        if not isinstance(part, tuple) or len(part) != 3:
-            got = f"a tuple of {len(part)}" if isinstance(part, tuple) else type(part).__name__
+        fields = _fields(part)
+        if len(fields) != 3:
+            got = f"a tuple of {len(fields)}" if issubclass(type(part), tuple) else type(part).__name__
             raise TypeError(f"{name}: expected (count, mean, m2), got {got}")
-        count = integer_of(f"{name} (count)", part[0], 0)
+        count = integer_of(f"{name} (count)", fields[0], 0)
+        if count > sys.maxsize:
+            raise ValueError(f"{name} (count): expected at most {sys.maxsize}, got {text_of(count)}")
         arrays = []
-        for field, value in zip(("mean", "m2"), part[1:], strict=True):
-            array = np.asarray(value)
+        for field, value in zip(("mean", "m2"), fields[1:], strict=True):
+            try:
+                array = np.array(value)
+            except Exception as error:
+                got = f"{type(value).__name__}: {text_of(error, str)}"
+                raise TypeError(f"{name} ({field}): expected an array, got {got}") from error
             shape = checked[0].mean.shape if checked else array.shape
             if array.dtype != np.float64:
                 raise TypeError(f"{name} ({field}): expected float64, got {array.dtype}")

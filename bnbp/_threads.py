@@ -4,7 +4,7 @@ import os
 import warnings
 from pathlib import Path
 
-__all__ = ["default_num_threads"]
+__all__ = ["default_num_threads", "openmp_num_threads"]
 
 
 def default_num_threads() -> tuple[int, str]:
@@ -13,14 +13,24 @@ def default_num_threads() -> tuple[int, str]:
         value = os.environ.get(name, "").strip()
         if not value:
             continue
-        first = value.split(",")[0].strip()  # OpenMP takes a list, a number for each level of nesting
-        if first.isdecimal() and 1 <= int(first) < 2**31:
-            return int(first), name
+        number = _number(value)
+        if number is not None:
+            return number, name
         warnings.warn(f"{name}: expected a number of threads, got {value!r}; ignored", RuntimeWarning, stacklevel=2)
     cpus, quota = _affinity(), _cgroup_quota()
     if quota is not None and quota < cpus:
         return quota, "cgroup quota"
     return cpus, "CPUs this process may use"
+
+
+def openmp_num_threads() -> int:
+    """The number of threads that OpenMP takes, as long as nobody tells it another one."""
+    return _number(os.environ.get("OMP_NUM_THREADS", "")) or _affinity()
+
+
+def _number(value: str) -> int | None:
+    first = value.split(",")[0].strip()  # OpenMP takes a list, a number for each level of nesting
+    return int(first) if first.isdecimal() and 1 <= int(first) < 2**31 else None
 
 
 def _affinity() -> int:
@@ -41,6 +51,8 @@ def _cgroup_quota(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sy
     except OSError:
         return None
     for line in lines:
+        if line.count(":") < 2:
+            continue
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
@@ -54,7 +66,11 @@ def _cgroup_quota(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sy
                 quotas.append((quota, period))
             if group == base:
                 break
-    limits = [-(-int(quota) // int(period)) for quota, period in quotas if quota.isdecimal() and int(period or 0) > 0]
+    limits = [
+        -(-int(quota) // int(period))
+        for quota, period in quotas
+        if quota.isdecimal() and period.isdecimal() and int(period) > 0
+    ]
     return max(min(limits), 1) if limits else None
 
 

@@ -6,6 +6,7 @@ import secrets
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from enum import StrEnum
@@ -297,7 +298,9 @@ def _open_npy(path: Path) -> Iterator[_outofcore.NpyFile]:
 
 def _read_array(path: Path, archive: Any, name: str) -> NDArray[Any]:
     try:
-        array = archive[name]
+        with warnings.catch_warnings():  # a damaged header can be strange Python, which is warned of
+            warnings.simplefilter("ignore")
+            array = archive[name]
     except OSError:
         raise
     except Exception as error:  # a damaged array can raise almost anything

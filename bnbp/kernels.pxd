@@ -13,6 +13,7 @@ cdef extern from "bnbp/kernels.h" nogil:
     ctypedef enum bnbp_status:
         BNBP_OK
         BNBP_NO_MEMORY
+        BNBP_INTERRUPTED
 
     ctypedef struct bnbp_arguments:
         bnbp_type type
@@ -56,8 +57,10 @@ cdef extern from "bnbp/kernels.h" nogil:
         Py_ssize_t l2_size
         int openmp
         int default_num_threads
-        int region_entered
+        int openmp_num_threads
         int serial
+        int (*default_team)() noexcept nogil
+        int (*interrupted)() noexcept nogil
         bnbp_kernel training
         bnbp_kernel training_backprop
         bnbp_kernel inference

@@ -476,7 +476,7 @@ def batch_norm_inference(
     array([[ -0.5,  98. ],
            [  0.5, 102. ]])
     """
-    outputs = (out,) if isinstance(out, np.ndarray) else out
+    outputs: Any = (out,) if issubclass(type(out), np.ndarray) else out
     normalized: Array
     (normalized,) = _core.run(
         "BatchNormInference", (input, gamma, beta, mean, variance), epsilon, channel_axis, None, outputs, num_threads

@@ -457,3 +457,12 @@ def test_bfloat16_without_its_package(folder):
     program = without_package("ml_dtypes")
     message = assert_refused(folder, "run", "in.npz", "-o", "out.npz", program=program)
     assert message == "bnbp: in.npz: input holds bfloat16; run: pip install ml_dtypes\n"
+
+
+def test_a_damaged_header_that_is_strange_python(folder):
+    (folder / "in").mkdir()
+    for name, array in make_arrays().items():
+        np.save(folder / "in" / f"{name}.npy", array)
+    path = folder / "in" / "mean.npy"
+    path.write_bytes(path.read_bytes().replace(b"(3,)", b"3if "))
+    assert_refused(folder, "run", "in", "-o", "out", says=("not an .npy file, or a damaged one",))

@@ -81,6 +81,10 @@ def test_cpp_gets_the_errors_of_python(caller):
         "broadcast": "out[0] (normalized): expected memory for each element, got elements that overlap each other",
         "endless": "input: expected at most 9223372036854775807 bytes, got shape (1099511627776, 2, 1099511627776)",
         "whole": "count: expected at least 0, got -2",
+        "reach": "input: expected memory that has addresses, got shape (3, 2, 2) with strides "
+        "(4611686018427387904, 16, 8)",
+        "unknown": "input: expected float16, bfloat16, float32 or float64, got an unknown type",
+        "none": "0.000000",
         "length": "input: expected lengths >= 0, got shape (-3, 2, 2)",
     }
     x = np.zeros((3, 2, 2))

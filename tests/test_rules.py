@@ -1,6 +1,7 @@
 """Every rule of the operators, with its message: which argument, what was expected, what came."""
 
 import ctypes
+import itertools
 import warnings
 from typing import ClassVar
 
@@ -505,3 +506,99 @@ def test_nothing_warns():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         call(variance=np.full(3, -1, np.float32))
+
+
+def rude(error):
+    """An object whose every conversion raises this."""
+
+    class Rude:
+        def __index__(self):
+            raise error
+
+        __float__ = __iter__ = __array__ = __repr__ = lambda self, *args, **options: self.__index__()
+
+    return Rude()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of order"), ValueError("out of order"), KeyError("x")], ids=repr)
+@pytest.mark.parametrize("name", ["epsilon", "channel_axis", "num_threads", "output_mask", "input", "gamma", "mean"])
+def test_what_an_objects_own_methods_raise_is_put_down_to_the_argument(name, error):
+    arguments = {**make_batch((4, 3))._asdict(), name: rude(error)}
+    with pytest.raises((TypeError, ValueError), match=rf"^{name}: expected .*"):
+        bnbp.batch_norm_training_backprop(**arguments)
+
+
+@pytest.mark.parametrize("name", ["epsilon", "channel_axis", "num_threads"])
+def test_numbers_too_long_to_print(name):
+    with pytest.raises((TypeError, ValueError), match=f"^{name}: "):
+        bnbp.batch_norm_training(*make_batch((4, 3))[:3], **{name: -(10**5000)})
+
+
+def test_an_array_that_is_resized_midway_is_taken_as_it_is_then():
+    batch = make_batch((4, 3))
+
+    class Saboteur:
+        def __index__(self):
+            batch.normalized_delta.resize((1,), refcheck=False)
+            return 1
+
+    with pytest.raises(ValueError, match=r"^normalized_delta: expected shape \(4, 3\), that of input, got \(1,\)"):
+        bnbp.batch_norm_training_backprop(*batch, output_mask=(Saboteur(), True, True))
+
+
+def test_an_output_that_lies_about_its_type_and_shape():
+    class Liar(np.ndarray):
+        dtype = property(lambda self: np.dtype(np.float64))
+        shape = property(lambda self: (1000, 3))
+
+    batch = make_batch((4, 3), dtype=np.float32)
+    out = np.zeros((4, 3), np.float32)
+    expected = bnbp.batch_norm_training(*batch[:3]).normalized
+    bnbp.batch_norm_training(*batch[:3], out=(out.view(Liar), None, None))
+    assert same_bits([out], [expected])
+
+
+def test_what_only_says_that_it_is_an_array_is_no_output():
+    class Poser:
+        __class__ = np.ndarray
+
+    with pytest.raises(TypeError, match=r"^out\[0\]: expected a NumPy array or None, got Poser"):
+        bnbp.batch_norm_training(*make_batch((4, 3))[:3], out=(Poser(), None, None))
+
+
+def test_a_mask_without_end():
+    with pytest.raises(ValueError, match=r"^output_mask: expected 3 booleans, got "):
+        bnbp.batch_norm_training_backprop(*make_batch((4, 3)), output_mask=itertools.repeat(True))
+
+
+def test_a_list_beside_an_input_that_is_none():
+    with pytest.raises(TypeError, match=r"^input: expected float16, bfloat16, float32 or float64, got None"):
+        bnbp.batch_norm_training(None, [1.0], None)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [((5,), "parts: expected"), (((10**400, np.zeros(2), np.zeros(2)),), r"parts\[0\] \(count\): expected at most")],
+    ids=["number", "count"],
+)
+def test_what_cannot_be_merged_is_named(parts, message):
+    with pytest.raises((TypeError, ValueError), match=f"^{message}"):
+        bnbp.merge_statistics(*parts)
+
+
+def test_a_mode_that_is_no_text():
+    with pytest.raises(ValueError, match=r"^mode: expected 'stdout' or 'dicts', got array"):
+        bnbp.show_config(np.array(["dicts", "stdout"]))
+
+
+@pytest.mark.parametrize("device", [(), (1,), None, ("x", 0), ([], 0)], ids=str)
+def test_a_device_that_is_none_is_refused(device):
+    class Tensor:
+        def __dlpack__(self, **options):
+            raise BufferError
+
+        def __dlpack_device__(self):
+            return device
+
+    with pytest.raises(TypeError, match=r"^input: expected an array, got Tensor: "):
+        bnbp.batch_norm_training(Tensor(), None, None)

@@ -146,6 +146,13 @@ PyObject* errors(PyObject*, PyObject*) {
     Tensor odd(x.data(), shape), broadcast = out;
     odd.strides = {8};
     broadcast.strides = {32, 16, 0};
+    Tensor far_away = out;
+    far_away.strides = {std::int64_t{1} << 62, 16, 8};
+    Tensor unknown = input;
+    unknown.element_type = static_cast<bnbp::ElementType>(9);
+    Tensor untyped(memory.data(), {2}); // none, and so nothing is written to it
+    untyped.element_type = bnbp::ElementType::none;
+    bnbp::op::BatchNormTraining().evaluate({none, untyped, none}, {input, none, none});
     const bnbp::Shape endless = {std::int64_t{1} << 40, 2, std::int64_t{1} << 40};
     const std::vector<std::pair<const char*, std::string>> table = {
         {"epsilon", message_of<ValueError>([] { bnbp::op::BatchNormTraining(-1.0); })},
@@ -161,6 +168,9 @@ PyObject* errors(PyObject*, PyObject*) {
         {"endless", message_of<ValueError>(
                         evaluate({{memory.data(), endless}}, {{x.data(), endless}, none, none, vector, vector}))},
         {"whole", message_of<ValueError>([] { bnbp::op::BatchNormTrainingBackpropApply(-2); })},
+        {"reach", message_of<ValueError>(evaluate({out}, {far_away, none, none, vector, vector}))},
+        {"unknown", message_of<TypeError>(evaluate({out}, {unknown, none, none, vector, vector}))},
+        {"none", std::to_string(memory[0] + memory[1])},
         {"length", message_of<ValueError>(evaluate({out}, {{x.data(), {-3, 2, 2}}, none, none, vector, vector}))},
     };
     PyObject* dict = PyDict_New();

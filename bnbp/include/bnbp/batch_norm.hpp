@@ -41,6 +41,11 @@ class ValueError : public std::invalid_argument {
     using std::invalid_argument::invalid_argument;
 };
 
+/// \brief A call was ended early, and its outputs are partly written. Only calls that come from Python are.
+class Interrupted : public std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
 /// \brief The type of a tensor's elements.
 enum class ElementType {
     none,  ///< There is no tensor: an optional input left out, or an output not asked for.
@@ -308,7 +313,7 @@ private:
         std::int64_t low = static_cast<std::int64_t>(reinterpret_cast<std::intptr_t>(tensor.data));
         const Strides strides = strides_of(tensor);
         for (std::size_t axis = 0; axis < strides.size(); ++axis) {
-            const std::int64_t most = tensor.shape[axis] - 1, step = std::abs(strides[axis]);
+            const std::int64_t most = tensor.shape[axis] - 1, step = most ? std::abs(strides[axis]) : 0;
             low += std::min<std::int64_t>(strides[axis], 0) * most;
             reach += step * most;
             if (step * most != 0) {
@@ -366,7 +371,12 @@ public:
             copy_.resize(static_cast<std::size_t>(vector.shape[0] * item_size(vector.element_type)));
         }
     }
-    void* data() { return copy_.empty() ? vector_.data : copy_.data(); }
+    void* data() {
+        if (!vector_.present()) {
+            return nullptr; // whatever it points to
+        }
+        return copy_.empty() ? vector_.data : copy_.data();
+    }
     void read() {
         walk([](char* packed, char* strided, std::size_t size) { std::memcpy(packed, strided, size); });
     }
@@ -749,7 +759,7 @@ public:
         arguments.type = detail::kernel_type(input.element_type);
         arguments.parameter_type = detail::kernel_type(rules.parameter_type());
         arguments.epsilon = epsilon_;
-        arguments.num_threads = num_threads ? num_threads : kernels->default_num_threads;
+        arguments.num_threads = num_threads;
 
         detail::Layout layout;
         std::vector<detail::Packed> vectors;
@@ -778,8 +788,12 @@ public:
         layout.describe(channel_axis_of(input), arguments);
         arguments.count = count_ < 0 ? static_cast<double>(arguments.n) * static_cast<double>(arguments.s)
                                      : static_cast<double>(count_);
-        if ((kernels->*(signature_->kernel))(&arguments) == BNBP_NO_MEMORY) {
+        const bnbp_status status = (kernels->*(signature_->kernel))(&arguments);
+        if (status == BNBP_NO_MEMORY) {
             throw std::bad_alloc();
+        }
+        if (status == BNBP_INTERRUPTED) {
+            throw Interrupted("interrupted");
         }
         for (std::size_t k = first_result; k < vectors.size(); ++k) {
             vectors[k].write();
@@ -909,10 +923,12 @@ private:
     Rules check_inputs(const std::vector<Tensor>& inputs) const {
         check_count("inputs", signature_->inputs.size(), inputs.size());
         const Tensor& input = inputs[0];
-        if (input.element_type == ElementType::none || input.element_type == ElementType::other) {
+        if (input.element_type != ElementType::f64 && input.element_type != ElementType::f32 &&
+            !detail::is_half(input.element_type)) {
             throw TypeError("input: expected float16, bfloat16, float32 or float64, got " + detail::name_of(input));
         }
         const std::size_t axis = channel_axis_of(input);
+        check_lengths(input);
         Rules rules(input, input.shape[axis]);
         if (rules.channels < 1) {
             throw ValueError("input: expected at least 1 channel on axis " + std::to_string(channel_axis_) +
@@ -936,6 +952,37 @@ private:
         return rules;
     }
 
+    /// The lengths of the input's axes, which are those of every other tensor.
+    static void check_lengths(const Tensor& input) {
+        if (std::any_of(input.shape.begin(), input.shape.end(), [](std::int64_t length) { return length < 0; })) {
+            throw ValueError("input: expected lengths >= 0, got shape " + detail::text_of(input.shape));
+        }
+        if (!detail::is_empty(input)) {
+            std::int64_t room = std::numeric_limits<std::int64_t>::max() / detail::item_size(input.element_type);
+            for (const std::int64_t length : input.shape) {
+                room /= length;
+            }
+            if (room == 0) {
+                throw ValueError("input: expected at most 9223372036854775807 bytes, got shape " +
+                                 detail::text_of(input.shape));
+            }
+        }
+    }
+
+    /// Whether the first element and the last are so close that sums of such distances are numbers, too.
+    static bool is_within_reach(const Tensor& tensor) {
+        std::int64_t room = std::numeric_limits<std::int64_t>::max() / 4, step = detail::item_size(tensor.element_type);
+        for (std::size_t axis = tensor.shape.size(); axis-- > 0; step *= tensor.shape[axis]) {
+            const std::int64_t most = tensor.shape[axis] - 1,
+                               stride = tensor.strides.empty() ? step : tensor.strides[axis];
+            if (most > 0 && (stride > room / most || stride < -(room / most))) {
+                return false;
+            }
+            room -= most * (most > 0 ? std::abs(stride) : 0);
+        }
+        return true;
+    }
+
     /// What only a C++ caller can get wrong.
     static void check_memory(const Name& name, const Tensor& tensor) {
         if (!tensor.strides.empty() && tensor.strides.size() != tensor.shape.size()) {
@@ -943,18 +990,10 @@ private:
                              std::to_string(tensor.shape.size()) + " axes, got " +
                              std::to_string(tensor.strides.size()));
         }
-        if (std::any_of(tensor.shape.begin(), tensor.shape.end(), [](std::int64_t length) { return length < 0; })) {
-            throw ValueError(std::string(name) + ": expected lengths >= 0, got shape " + detail::text_of(tensor.shape));
-        }
-        if (!detail::is_empty(tensor)) {
-            std::int64_t room = std::numeric_limits<std::int64_t>::max() / detail::item_size(tensor.element_type);
-            for (const std::int64_t length : tensor.shape) {
-                room /= length;
-            }
-            if (room == 0) {
-                throw ValueError(std::string(name) + ": expected at most 9223372036854775807 bytes, got shape " +
-                                 detail::text_of(tensor.shape));
-            }
+        if (tensor.present() && !detail::is_empty(tensor) && !is_within_reach(tensor)) {
+            throw ValueError(std::string(name) + ": expected memory that has addresses, got shape " +
+                             detail::text_of(tensor.shape) +
+                             (tensor.strides.empty() ? "" : " with strides " + detail::text_of(tensor.strides)));
         }
         if (tensor.present() && !tensor.data && !detail::is_empty(tensor)) {
             throw ValueError(std::string(name) + ": expected data, got a null pointer");

@@ -16,7 +16,7 @@ extern "C" {
 #endif
 
 /** Version of the structures below. A table of another version is refused at import. */
-#define BNBP_KERNELS_ABI 2
+#define BNBP_KERNELS_ABI 3
 
 /** Name of the capsule that holds a `bnbp_kernels *`. */
 #define BNBP_KERNELS_CAPSULE "bnbp._core.kernels"
@@ -31,8 +31,9 @@ typedef enum bnbp_type {
 
 /** What a kernel returns. */
 typedef enum bnbp_status {
-    BNBP_OK = 0,       /**< Every output that was asked for is written. */
-    BNBP_NO_MEMORY = 1 /**< The workspace could not be allocated; no output was written. */
+    BNBP_OK = 0,         /**< Every output that was asked for is written. */
+    BNBP_NO_MEMORY = 1,  /**< The workspace could not be allocated; no output was written. */
+    BNBP_INTERRUPTED = 2 /**< The table's `interrupted` said so; the outputs are partly written. */
 } bnbp_status;
 
 /**
@@ -61,7 +62,7 @@ typedef struct bnbp_arguments {
     const ptrdiff_t* output_strides;           /**< Likewise, of `normalized` or `input_delta`. */
     double epsilon;                            /**< Added to the variance; finite and >= 0. */
     double count;         /**< Elements of a channel: n * s, or those of the whole batch that this is a part of. */
-    int num_threads;      /**< Upper limit of the team's size; >= 1. */
+    int num_threads;      /**< Upper limit of the team's size; 0 stands for the table's `default_team`. */
     const void* input;    /**< (n, c, s) */
     const void* gamma;    /**< (c), or null */
     const void* beta;     /**< (c), or null */
@@ -92,8 +93,12 @@ typedef struct bnbp_kernels {
     ptrdiff_t l2_size;              /**< Bytes of one core's L2 cache; set when bnbp is imported. */
     int openmp;                     /**< The compiler's `_OPENMP` (a year and month), 0 for a serial build. */
     int default_num_threads;        /**< Used where a caller asks for 0 threads; set when bnbp is imported. */
-    int region_entered;             /**< 1 once this process has started a team of more than one thread. */
-    int serial;                     /**< 1 in a child forked after that: a new team would hang there. */
+    int openmp_num_threads;         /**< What OpenMP takes unless told otherwise; set when bnbp is imported. */
+    int serial;                     /**< 1 in a forked child: a team might wait there for threads that are gone. */
+    int (*default_team)(void);      /**< What a call takes that asks for 0: the default, or less where
+                                         `omp_set_num_threads` has lowered OpenMP's own number. */
+    int (*interrupted)(void);       /**< Asked by the thread that called, from time to time during a long call, whether
+                                         to end it; or null. */
     bnbp_kernel training;           /**< BatchNormTraining, and its statistics */
     bnbp_kernel training_backprop;  /**< BatchNormTrainingBackprop, and its two halves */
     bnbp_kernel inference;          /**< BatchNormInference */

@@ -1,0 +1,159 @@
+"""Threads: what limits their number, and what many of them do to each other."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from conftest import make_batch, same_bits
+from threadpoolctl import threadpool_info, threadpool_limits
+
+import bnbp
+from bnbp import _threads
+
+BITS = """
+import hashlib, numpy as np, bnbp
+x = np.random.default_rng(0).normal(size=(8, 16, 40, 40)).astype(np.float32)
+digest = hashlib.sha256()
+for view in (x, x[:, ::2], x.reshape(8, 16, -1).transpose(0, 2, 1).reshape(-1, 16)):
+    for array in bnbp.batch_norm_training(view, None, None, num_threads=NUM_THREADS):
+        digest.update(array.tobytes())
+print(digest.hexdigest())
+"""
+ASK = "import bnbp; t = bnbp.show_config('dicts')['threads']; print(t['default'], t['source'])"
+
+openmp = pytest.mark.skipif(not bnbp.show_config("dicts")["openmp"]["enabled"], reason="built without OpenMP")
+
+
+def python(code, **environment):
+    """What a new interpreter prints, and what it says of errors."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "BNBP_NUM"))}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**clean, **environment})
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip(), result.stderr
+
+
+def default():
+    return bnbp.show_config("dicts")["threads"]["default"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
+def test_the_affinity_of_the_process_decides():
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); " + ASK
+    assert python(code)[0].split(maxsplit=1)[0] == "1"
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "many", "1.5", "2;3", "0x4", "99999999999999999999", ",2"])
+@pytest.mark.parametrize("name", ["BNBP_NUM_THREADS", "OMP_NUM_THREADS"])
+def test_a_malformed_number_is_a_warning_and_the_default(name, value, monkeypatch):
+    monkeypatch.delenv("BNBP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    expected = _threads.default_num_threads()
+    monkeypatch.setenv(name, value)
+    with pytest.warns(RuntimeWarning, match=f"^{name}: expected a number of threads, got '{value}'; ignored"):
+        assert _threads.default_num_threads() == expected
+    assert _threads.openmp_num_threads() >= 1
+
+
+def test_an_import_with_malformed_numbers_warns_and_works():
+    said, warned = python(ASK, BNBP_NUM_THREADS="many", OMP_NUM_THREADS="-1")
+    assert int(said.split()[0]) >= 1
+    assert "BNBP_NUM_THREADS: expected" in warned
+    assert "OMP_NUM_THREADS: expected" in warned
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "quota"),
+    [
+        ("nonsense\n\n0::/a", {"a/cpu.max": "200000 100000"}, 2),
+        ("0::/a", {"a/cpu.max": ""}, None),
+        ("0::/a", {"a/cpu.max": "200000"}, None),
+        ("0::/a", {"a/cpu.max": "200000 often"}, None),
+        ("0::/a", {"a/cpu.max": "200000 0"}, None),
+        ("0::/../../a", {"cpu.max": "100000 100000"}, 1),
+        ("2:cpu:/a", {"cpu/a/cpu.cfs_quota_us": "200000"}, None),
+        ("0::/v2\n2:cpu,cpuacct:/a", {"cpu/a/cpu.cfs_quota_us": "1", "cpu/a/cpu.cfs_period_us": "100000"}, 1),
+    ],
+)
+def test_what_control_groups_say_never_stops_an_import(groups, files, quota, tmp_path):
+    (tmp_path / "groups").write_text(groups)
+    for name, text in files.items():
+        path = tmp_path / "fs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert _threads._cgroup_quota(tmp_path / "groups", tmp_path / "fs") == quota
+
+
+@openmp
+def test_threadpoolctl_sees_and_limits_the_threads():
+    assert [library for library in threadpool_info() if library["user_api"] == "openmp"]
+    before = default()
+    with threadpool_limits(1, user_api="openmp"):
+        assert default() == 1
+    assert default() == before
+
+
+@openmp
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="this system does not list threads")
+def test_a_limited_call_starts_no_thread():
+    code = """
+import os, threadpoolctl, numpy as np, bnbp
+x = np.ones((8, 16, 40, 40), np.float32)
+count = lambda: len(os.listdir("/proc/self/task"))
+before = count()
+with threadpoolctl.threadpool_limits(1, user_api="openmp"):
+    bnbp.batch_norm_training(x, None, None)
+inside = count()
+bnbp.batch_norm_training(x, None, None)
+print(inside - before, count() - before, bnbp.show_config("dicts")["threads"])
+"""
+    said = "0 2 {'default': 3, 'source': 'BNBP_NUM_THREADS'}"
+    assert python(code, BNBP_NUM_THREADS="3", OMP_NUM_THREADS="2")[0] == said
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"OMP_THREAD_LIMIT": "1"},
+        {"OMP_THREAD_LIMIT": "2"},
+        {"OMP_DYNAMIC": "true"},
+        {"OMP_PROC_BIND": "true"},
+        {"OMP_WAIT_POLICY": "active"},
+        {"OMP_NUM_THREADS": "many"},
+        {"OMP_MAX_ACTIVE_LEVELS": "0"},
+    ],
+    ids=lambda environment: "=".join(*environment.items()),
+)
+def test_openmp_may_give_fewer_threads_than_asked_for(environment):
+    expected = bits_of_one_thread()
+    code = "import warnings; warnings.simplefilter('ignore')\n" + BITS.replace("NUM_THREADS", "5")
+    assert python(code, **environment)[0] == expected
+
+
+def bits_of_one_thread(known=[]):  # noqa: B006  (computed once)
+    if not known:
+        known.append(python(BITS.replace("NUM_THREADS", "1"))[0])
+    return known[0]
+
+
+@pytest.mark.parametrize("shape", [(6, 8, 40, 40), (3000, 24), (2, 1, 300, 300)], ids=str)
+def test_eight_threads_for_each_cpu_give_the_same_bits(shape):
+    teams, calls = 8, 5
+    batch = make_batch(shape, dtype=np.float32)
+    expected = bnbp.batch_norm_training_backprop(*batch, num_threads=1)
+    team, wrong = len(getattr(os, "sched_getaffinity", lambda _: range(2))(0)), []
+
+    def work():
+        for _ in range(calls):
+            got = bnbp.batch_norm_training_backprop(*batch, num_threads=team)
+            wrong.append(not same_bits(expected, got))
+
+    threads = [threading.Thread(target=work) for _ in range(teams)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == [False] * teams * calls
