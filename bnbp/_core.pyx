@@ -299,7 +299,12 @@ def text_of(value, how=repr):
 
 
 cdef object unexpected(error):
-    """What an object's own method raised, to be named as the cause; None if it is only that there is no method."""
+    """What an object's own method raised, to be named as the cause; None if it is only that there is no method.
+
+    That there is no memory is not the argument's fault, and is raised as it is.
+    """
+    if isinstance(error, MemoryError):
+        raise error
     return None if type(error) in (TypeError, ValueError, OverflowError) else error
 
 

@@ -64,6 +64,8 @@ def merge_statistics(*parts: Part | Iterable[Part]) -> BatchNormStatistics:
     if len(parts) == 1 and not _is_part(parts[0]):
         try:
             iterator = iter(cast(Iterable[Part], parts[0]))
+        except MemoryError:
+            raise
         except Exception as error:
             got = type(parts[0]).__name__
             raise TypeError(f"parts: expected (count, mean, m2), or an iterable of those, got {got}") from error
@@ -120,6 +122,8 @@ def _check(parts: tuple[object, ...]) -> list[BatchNormStatistics]:
         for field, value in zip(("mean", "m2"), fields[1:], strict=True):
             try:
                 array = np.array(value)
+            except MemoryError:
+                raise
             except Exception as error:
                 got = f"{type(value).__name__}: {text_of(error, str)}"
                 raise TypeError(f"{name} ({field}): expected an array, got {got}") from error

@@ -42,6 +42,7 @@ def calls(x):
     yield lambda: bnbp.batch_norm_training_statistics(x, **one)
     yield lambda: bnbp.batch_norm_training_backprop_reduce(x, mean, x, **one)
     yield lambda: bnbp.batch_norm_training_backprop_apply(x, *vectors, x, mean, mean, 1 << 20, **one)
+    yield lambda: bnbp.merge_statistics((3, mean, variance), (4, beta, gamma))
 
 def bits(results):
     return [np.asarray(array).tobytes() for array in (results if isinstance(results, tuple) else (results,))]
