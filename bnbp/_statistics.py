@@ -90,8 +90,11 @@ def merge_statistics(*parts: Part | Iterable[Part]) -> BatchNormStatistics:
         mean, rest = _two_sum(first, offset[0])
         mean += rest + offset[1]
         plain = sum(part.mean * part.count for part in full) / count
-    finite = np.isfinite(mean)
-    return BatchNormStatistics(count, np.where(finite, mean, plain), np.where(finite, m2[0] + m2[1], np.nan))
+    total_m2 = m2[0] + m2[1]
+    special = ~np.isfinite(mean)
+    mean[special] = plain[special]
+    total_m2[special] = np.nan
+    return BatchNormStatistics(count, mean, total_m2)
 
 
 def _is_part(value: object) -> bool:
