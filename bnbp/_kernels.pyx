@@ -1229,7 +1229,7 @@ cdef void finish(const bnbp_arguments* a, const Plan* p, Sums sums, Channel* ch,
         put(a.reduced_product, c, BNBP_F64, product.hi)
     inv_std = inverse_std(number(a.variance, c, type, 1.0), a.epsilon, tag)
     scale = scale_of(gamma, inv_std, tag)
-    if m:  # without elements the sums are 0 even where inv_std is infinite
+    if m or product.hi:  # the sum of nothing is 0, even where inv_std is infinite
         product = times(product, inv_std)
     if writes:
         put(a.gamma_delta, c, type, product.hi)

@@ -569,8 +569,6 @@ def expected_of(name, kwargs):
     try:
         if "epsilon" in given:
             given["epsilon"] = float(given["epsilon"])
-        if given.get("count") == 0:  # sums of nothing are 0, whatever they are said to be
-            return None
         with np.errstate(all="ignore"):
             return getattr(reference, name)(**given), given
     except Exception:

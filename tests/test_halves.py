@@ -185,6 +185,17 @@ def test_parts_without_elements_change_nothing(module, split):
     assert np.isnan(nothing.variance).all()
 
 
+@pytest.mark.parametrize("count", [0, 5])
+def test_a_part_without_elements_still_has_gradients_of_the_parameters(count):
+    x, v = np.zeros((0, 2)), np.ones(2)
+    got, expected = (
+        module.batch_norm_training_backprop_apply(x, v, v, v, 3 * v, x, 5 * v, 4 * v, count, 1.0)
+        for module in (bnbp, reference)
+    )
+    assert same_bits(got[1:], expected[1:])
+    np.testing.assert_array_equal(got.gamma_delta, 2)
+
+
 @given(splits)
 @pytest.mark.parametrize("module", [bnbp, reference])
 def test_parts_may_be_given_one_by_one_or_together(module, split):
