@@ -1,5 +1,7 @@
 """Resources: no memory, very large shapes, signals, and a long life."""
 
+import ctypes
+import math
 import mmap
 import os
 import subprocess
@@ -135,7 +137,48 @@ def test_places_beyond_32_bits_are_written():
     assert out.tobytes() == expected.normalized.tobytes()
 
 
-MAP_NORESERVE = 0x4000  # of Linux; Python names it from 3.13 on
+@linux
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((1, LARGE, 1), 0), ((1, LARGE // 3, 3), 2), ((2**14 + 1, 4, 2**15), 1)],
+    ids=["run", "rows", "tiles"],
+)
+def test_both_ends_of_a_large_dense_result_are_written(shape, axis):
+    """More than 4 GiB of results, of which all but the ends lie in the same 16 MiB."""
+    out = large_dense(shape)
+    ends = [out[0, :1000], out[-1, -1000:]]
+    for end in ends:
+        end[...] = np.nan
+    values = np.random.default_rng(0).normal(size=(2, *ends[0].shape)).astype(np.float16)
+    if axis == 1:  # the same image over and over, in an order that is not that of the result
+        values[1] = values[0]
+        x = np.broadcast_to(np.asfortranarray(values[0]), shape)
+    else:
+        x = large_dense(shape)
+        x[0, :1000], x[-1, -1000:] = values
+    mean, variance = np.full((2, shape[axis]), [[0.5], [4.0]], np.float16)
+    bnbp.batch_norm_inference(x, None, None, mean, variance, 0.0, channel_axis=axis, out=out)
+    for end, value in zip(ends, values, strict=True):
+        np.testing.assert_allclose(end, (value.astype(float) - 0.5) / 2, rtol=1e-3, atol=1e-7)
+
+
+def large_dense(shape):
+    """A dense array whose first and last MiB are its own; between them are the same 16 MiB over and over."""
+    own, piece, size = 1 << 20, 1 << 24, 2 * math.prod(shape)
+    memory = np.frombuffer(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE), np.float16)
+    map_at = ctypes.CDLL(None).mmap
+    map_at.restype, map_at.argtypes = ctypes.c_size_t, (*2 * (ctypes.c_size_t,), *3 * (ctypes.c_int,), ctypes.c_long)
+    file = os.memfd_create("piece")
+    os.truncate(file, piece)
+    for offset in range(own, size - own - piece, piece):
+        address = memory.ctypes.data + offset
+        how = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | MAP_FIXED
+        assert map_at(address, piece, *how, file, 0) == address
+    os.close(file)
+    return memory.reshape(shape)
+
+
+MAP_FIXED, MAP_NORESERVE = 0x10, 0x4000  # of Linux; Python names the second from 3.13 on
 
 
 # ---------------------------------------------------------------- signals
