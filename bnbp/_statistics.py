@@ -124,7 +124,7 @@ def _check(parts: tuple[object, ...]) -> list[BatchNormStatistics]:
         arrays = []
         for field, value in zip(("mean", "m2"), fields[1:], strict=True):
             try:
-                array = np.array(value)
+                array = np.array(np.asarray(value))  # a copy, even if `__array__` gives what it keeps
             except MemoryError:
                 raise
             except Exception as error:

@@ -208,6 +208,26 @@ def test_parts_may_be_given_one_by_one_or_together(module, split):
     assert same_bits(alone[1:], parts[-1][1:])
 
 
+def test_what_is_merged_is_a_copy_of_what_was_checked():
+    """`__array__` may give an array of which it keeps hold."""
+
+    class Late:
+        def __init__(self, act):
+            self.act = act
+
+        def __array__(self, dtype=None, copy=None):
+            self.act()
+            return mean
+
+    mean, m2 = np.ones(2), np.zeros(2)
+    parts = (5, Late(lambda: None), m2), (5, np.ones(2), Late(lambda: mean.resize(9, refcheck=False)))
+    with pytest.raises(ValueError, match=r"^parts\[1\] \(m2\): expected shape \(2,\), that of the first part, got \(9,\)"):
+        bnbp.merge_statistics(*parts)
+    mean.resize(2, refcheck=False)
+    parts = (5, Late(lambda: None), m2), (5, np.ones(2), Late(lambda: mean.fill(7)))
+    assert bnbp.merge_statistics(*parts).mean.tolist() == [1, 1]
+
+
 def test_one_part_has_the_statistics_of_the_operator(layout, dtype):
     shape, axis = layout
     x = make_batch(shape, axis, dtype).input
