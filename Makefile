@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard bnbp/*.pyx bnbp/*.pxd bnbp/_machine.h bnbp/include/bnbp/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all sanitize bench wheel docs lint format clean
+.PHONY: help demo test test-all test-parallel sanitize bench wheel docs lint format clean
 .SECONDARY:
 
 # What `make sanitize` does: this many calls, of this seed.
@@ -29,6 +29,10 @@ test: $(VENV)/.test ## run every test that needs no framework
 
 test-all: $(VENV)/.test ## those too that need PyTorch, TensorFlow and JAX, which you install into .venv
 	$(BIN)/pytest -m ""
+
+# The tests of what an operator computes and refuses; the others are of what there is once in a process, or of others.
+test-parallel: $(VENV)/.test ## run each test of the operators in four threads at once
+	$(BIN)/pytest --parallel-threads=4 $(foreach name,accuracy formulas halves layouts operators rules schedule,tests/test_$(name).py)
 
 # With the address sanitiser, in a process that was not built with it; libstdc++ so that it sees C++ exceptions.
 sanitize: $(SANITIZED)/.built ## random calls of everything in a build with sanitisers: CALLS=1000000 SEED=1

@@ -121,7 +121,7 @@ def _check(parts: tuple[object, ...]) -> list[BatchNormStatistics]:
         count = integer_of(f"{name} (count)", fields[0], 0)
         if count > sys.maxsize:
             raise ValueError(f"{name} (count): expected at most {sys.maxsize}, got {text_of(count)}")
-        arrays = []
+        arrays: list[Array] = []
         for field, value in zip(("mean", "m2"), fields[1:], strict=True):
             try:
                 array = np.array(np.asarray(value))  # a copy, even if `__array__` gives what it keeps
@@ -130,13 +130,15 @@ def _check(parts: tuple[object, ...]) -> list[BatchNormStatistics]:
             except Exception as error:
                 got = f"{type(value).__name__}: {text_of(error, str)}"
                 raise TypeError(f"{name} ({field}): expected an array, got {got}") from error
-            shape = checked[0].mean.shape if checked else array.shape
+            like = checked[0].mean if checked else arrays[0] if arrays else array
             if array.dtype != np.float64:
                 raise TypeError(f"{name} ({field}): expected float64, got {array.dtype}")
-            if array.ndim != 1 or array.shape != shape:
-                if not checked:
-                    raise ValueError(f"{name} ({field}): expected one axis, the channels, got shape {array.shape}")
-                raise ValueError(f"{name} ({field}): expected shape {shape}, that of the first part, got {array.shape}")
+            if like.ndim != 1:
+                raise ValueError(f"{name} ({field}): expected one axis, the channels, got shape {array.shape}")
+            if array.shape != like.shape:
+                raise ValueError(
+                    f"{name} ({field}): expected shape {like.shape}, that of parts[0] (mean), got {array.shape}"
+                )
             arrays.append(array)
         checked.append(BatchNormStatistics(count, *arrays))
     return checked

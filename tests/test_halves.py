@@ -221,7 +221,9 @@ def test_what_is_merged_is_a_copy_of_what_was_checked():
 
     mean, m2 = np.ones(2), np.zeros(2)
     parts = (5, Late(lambda: None), m2), (5, np.ones(2), Late(lambda: mean.resize(9, refcheck=False)))
-    with pytest.raises(ValueError, match=r"^parts\[1\] \(m2\): expected shape \(2,\), that of the first part, got \(9,\)"):
+    with pytest.raises(
+        ValueError, match=r"^parts\[1\] \(m2\): expected shape \(2,\), that of parts\[0\] \(mean\), got \(9,\)"
+    ):
         bnbp.merge_statistics(*parts)
     mean.resize(2, refcheck=False)
     parts = (5, Late(lambda: None), m2), (5, np.ones(2), Late(lambda: mean.fill(7)))

@@ -492,7 +492,8 @@ PART = (4, SUMS, SUMS)
         (((-1, SUMS, SUMS), PART), ValueError, "parts[0] (count): expected at least 0, got -1"),
         ((PART, (4, SUMS.astype("f4"), SUMS)), TypeError, "parts[1] (mean): expected float64, got float32"),
         ((PART, (4, SUMS, SUMS[:2])), ValueError,
-         "parts[1] (m2): expected shape (3,), that of the first part, got (2,)"),
+         "parts[1] (m2): expected shape (3,), that of parts[0] (mean), got (2,)"),
+        (((4, SUMS, SUMS[:1]),), ValueError, "parts[0] (m2): expected shape (3,), that of parts[0] (mean), got (1,)"),
         (((4, SUMS[0], SUMS),), ValueError, "parts[0] (mean): expected one axis, the channels, got shape ()"),
     ],
 )  # fmt: skip
