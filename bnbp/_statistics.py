@@ -89,7 +89,7 @@ def merge_statistics(*parts: Part | Iterable[Part]) -> BatchNormStatistics:
             m2 = _add(m2, _add((part.m2, zero), _times(_square(apart), part.count)))
         mean, rest = _two_sum(first, offset[0])
         mean += rest + offset[1]
-        plain = sum(part.mean * part.count for part in full) / count
+        plain = sum((part.mean * part.count for part in full), zero) / count
     total_m2 = m2[0] + m2[1]
     special = ~np.isfinite(mean)
     mean[special] = plain[special]
