@@ -94,7 +94,7 @@ def test_every_request_for_memory_may_fail_and_nothing_leaks(allocator, limit, f
 @pytest.fixture(scope="module")
 def failing_malloc(tmp_path_factory):
     library = tmp_path_factory.mktemp("malloc") / "failing_malloc.so"
-    source = Path(__file__).with_name("failing_malloc.c")
+    source = Path(__file__).with_name("cpp") / "failing_malloc.c"
     subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source], check=True)
     return str(library)
 
