@@ -1,4 +1,3 @@
-# ruff: noqa: E501, D
 """Rubbish in: random calls of everything that is public, to be run in a sanitised build (`make sanitize`).
 
 A call is made of good arguments, of which some are then spoilt: types, shapes, strides, overlaps, objects whose methods
@@ -148,9 +147,7 @@ class Memory:
                 raise FindingError("an output whose elements overlap was taken")
             allowed[k] |= mask
             for other, theirs in others:
-                same = (n == 0 and address_of(other) == address_of(array) and other.shape == array.shape
-                        and all(a == b or length == 1 for a, b, length in zip(other.strides, array.strides, array.shape, strict=True))
-                        and other.dtype == array.dtype)  # fmt: skip
+                same = n == 0 and is_same(other, array)
                 if theirs is not None and theirs[0] == k and (theirs[1] & mask).any() and not same:
                     raise FindingError("an output that overlaps an input was taken")
         for block, before, mask in zip(self.blocks, self.before, allowed, strict=True):
@@ -160,6 +157,12 @@ class Memory:
         for owner, before in zip(self.owners, self.before_owners, strict=True):
             if not any(np.may_share_memory(owner, array) for array in outputs) and owner.tobytes() != before:
                 raise FindingError("an array was written to that is no output")
+
+
+def is_same(a, b):
+    """Whether two arrays are the same memory, seen in the same way."""
+    steps = [[step for step, length in zip(v.strides, v.shape, strict=True) if length != 1] for v in (a, b)]
+    return address_of(a) == address_of(b) and a.shape == b.shape and steps[0] == steps[1] and a.dtype == b.dtype
 
 
 def address_of(array):
@@ -342,7 +345,8 @@ class Unequal:
 
 def integer_liar(rng, memory, victims):
     return rng.choice([
-        lambda: Scalar(rng.choice([*ERRORS, Rude, None, 1.5, "1", 10**30, -1, 2]), rng.choice(["liar", "two\nlines", None])),
+        lambda: Scalar(rng.choice([*ERRORS, Rude, None, 1.5, "1", 10**30, -1, 2]),
+                       rng.choice(["liar", "two\nlines", None])),
         lambda: Saboteur(memory, rng, rng.choice([1, 2, 0, RuntimeError, None]), victims),
         lambda: rng.choice([None, 1.0, "1", b"1", [], np.float64(1), np.array([1, 2]), np.array(1), True, 10**5000,
                             -(10**5000), -1, 0, 2**31, 2**63, 2**64, -(2**63) - 1, float("nan"), object()]),
@@ -584,9 +588,9 @@ def compare(name, got, expected, given):
         variance = expected.batch_variance
     with np.errstate(all="ignore"):
         inv_std = 1.0 if variance is None else np.max(1 / np.sqrt(variance.astype(np.float64) + eps), initial=1.0)
-        scale = (1 + np.max(np.abs(x), initial=0)) * max(inv_std, 1.0) ** 2 * (1 + max(
-            (np.max(np.abs(v.astype(np.float64)), initial=0) for n, v in given.items() if n in INPUTS[name] and v is not None),
-            default=0)) ** 2  # fmt: skip
+        arrays = [given[n] for n in INPUTS[name] if given.get(n) is not None]
+        largest = max(np.max(np.abs(array.astype(np.float64)), initial=0) for array in arrays)
+        scale = (1 + np.max(np.abs(x), initial=0)) * max(inv_std, 1.0) ** 2 * (1 + largest) ** 2
     for k, (a, b) in enumerate(zip(results, exact, strict=True)):
         if (a is None) != (b is None):
             raise FindingError(f"result {k}: {a!r}, the reference {b!r}")
@@ -721,12 +725,13 @@ def damage(rng, data):
             at = rng.randrange(len(data))
             del data[at : at + rng.randint(1, 8)]
         else:
-            old = rng.choice([b"<f8", b"<f4", b"False", b"shape", b"descr", b"(2, 3, 4)", b"(3,)", b"2", b"3", b"NUMPY\x01",
-                              b"'", b",", b" "])  # fmt: skip
+            old = rng.choice([b"<f8", b"<f4", b"False", b"shape", b"descr", b"(2, 3, 4)", b"(3,)", b"2", b"3",
+                              b"NUMPY\x01", b"'", b",", b" "])  # fmt: skip
             new = rng.choice([b">f8", b"|O", b"V2", b"V0", b"M8[s]", b"True", b"(2, 3L, 4)", b"(-3,)", b"()", b"(3.0,)",
                               b"(9223372036854775807, 9223372036854775807)", b"(1000000, 3, 1000000)", b"0", b"None",
-                              b"'\\d'", b"1if 2else 3", b"((((((", b"[('a', '<f8')]", b"NUMPY\x02", b"NUMPY\x03", b"\0",
-                              b"\n", b"\xff", b"1" * 5000, b"-" * 3000 + b"1", b"True, True", b"S8", b"|b1"])  # fmt: skip
+                              b"'\\d'", b"1if 2else 3", b"((((((", b"[('a', '<f8')]", b"NUMPY\x02", b"NUMPY\x03",
+                              b"\0", b"\n", b"\xff", b"1" * 5000, b"-" * 3000 + b"1", b"True, True", b"S8",
+                              b"|b1"])  # fmt: skip
             at = data.find(old)
             if at >= 0:
                 replaced = data[:at] + new + data[at + len(old) :]
@@ -892,18 +897,9 @@ def main():
         shared = Path(folder, "progress")
         while first < last:
             shared.write_bytes(bytes(32))
-            command = [
-                sys.executable,
-                __file__,
-                "--worker",
-                str(shared),
-                "--seed",
-                str(options.seed),
-                "--first",
-                str(first),
-            ]
+            command = [sys.executable, __file__, "--worker", shared, "--seed", options.seed, "--first", first]
             left = max(options.seconds - (time.monotonic() - started), 0.1) if options.seconds else 0
-            worker = subprocess.Popen([*command, "--calls", str(last - first), "--seconds", str(left)])
+            worker = subprocess.Popen(list(map(str, [*command, "--calls", last - first, "--seconds", left])))
             number, since, hung = -1, time.monotonic(), False
             while worker.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -924,9 +920,11 @@ def main():
             first = number + 1
             if options.seconds and time.monotonic() - started > options.seconds:
                 break
-    findings = totals[2] + crashes
-    print(f"{sum(totals) + crashes} calls from {options.first} with seed {options.seed} in "
-          f"{time.monotonic() - started:.0f} s: {totals[0]} returned, {totals[1]} were refused, {findings} findings")  # fmt: skip
+    findings, seconds = totals[2] + crashes, time.monotonic() - started
+    print(
+        f"{sum(totals) + crashes} calls from {options.first} with seed {options.seed} in {seconds:.0f} s: "
+        f"{totals[0]} returned, {totals[1]} were refused, {findings} findings"
+    )
     return 1 if findings else 0
 
 
