@@ -292,6 +292,12 @@ class TestOut:
         assert same_bits(expected, call(input=memory[:, ::2], options={"out": (memory[:, 1::2], None, None)}))
         assert same_bits([BATCH.input], [memory[:, ::2]])
 
+    def test_overlaps_no_tensor_without_elements(self):
+        out, v = np.zeros(2), np.ones(2)
+        empty = np.ndarray((3, 2, 0), buffer=out, offset=4)  # its address is in the middle of the output's memory
+        got = bnbp.batch_norm_training_backprop(empty, v, v, v, v, empty, out=(None, out, None))
+        assert got.gamma_delta is out
+
     def test_has_memory_for_each_element(self):
         message = "out[0] (input_delta): expected memory for each element, got elements that overlap each other"
         memory = np.zeros(1000, np.float32)

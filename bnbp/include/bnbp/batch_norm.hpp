@@ -250,7 +250,7 @@ public:
     }
 
     static bool between(const Tensor& a, const Extent& extent_a, const Tensor& b, const Extent& extent_b) {
-        return extent_a.low < extent_b.high && extent_b.low < extent_a.high && between(a, b);
+        return std::max(extent_a.low, extent_b.low) < std::min(extent_a.high, extent_b.high) && between(a, b);
     }
 
     /// Whether two elements of one tensor have a byte in common.
