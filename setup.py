@@ -36,7 +36,14 @@ SMALL = {"msvc": [], "unix": ["-g0", "-fvisibility=hidden"]}
 
 # For `make sanitize`: a build in which a wrong access to memory, or undefined behaviour, ends the process.
 SANITIZE = (
-    ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1"]
+    [
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=all",
+        "-fno-omit-frame-pointer",
+        "-g",
+        "-O1",
+        "-Wno-maybe-uninitialized",
+    ]
     if os.environ.get("BNBP_SANITIZE")
     else []
 )
