@@ -1528,7 +1528,8 @@ cdef bnbp_status inference_backprop(const bnbp_arguments* a) noexcept nogil:
 
 cdef int default_team() noexcept nogil:
     cdef int limit = openmp_threads()
-    return limit if limit < min(kernels_.openmp_num_threads, kernels_.default_num_threads) else (
+    # LLVM's OpenMP makes a negative number of an OMP_NUM_THREADS that is none.
+    return limit if 0 < limit < min(kernels_.openmp_num_threads, kernels_.default_num_threads) else (
         kernels_.default_num_threads)
 
 

@@ -25,6 +25,8 @@ print(digest.hexdigest())
 ASK = "import bnbp; t = bnbp.show_config('dicts')['threads']; print(t['default'], t['source'])"
 
 openmp = pytest.mark.skipif(not bnbp.show_config("dicts")["openmp"]["enabled"], reason="built without OpenMP")
+LLVM = any(library["prefix"] == "libomp" for library in threadpool_info())
+gnu = pytest.mark.skipif(LLVM, reason="LLVM's OpenMP may end the process if OMP_NUM_THREADS is no number")
 
 
 def python(code, **environment):
@@ -58,8 +60,9 @@ def test_a_malformed_number_is_a_warning_and_the_default(name, value, monkeypatc
     assert _threads.openmp_num_threads() >= 1
 
 
+@gnu
 def test_an_import_with_malformed_numbers_warns_and_works():
-    said, warned = python(ASK, BNBP_NUM_THREADS="many", OMP_NUM_THREADS="-1")
+    said, warned = python(ASK, BNBP_NUM_THREADS="many", OMP_NUM_THREADS="many")
     assert int(said.split()[0]) >= 1
     assert "BNBP_NUM_THREADS: expected" in warned
     assert "OMP_NUM_THREADS: expected" in warned
@@ -122,7 +125,7 @@ print(inside - before, count() - before, bnbp.show_config("dicts")["threads"])
         {"OMP_DYNAMIC": "true"},
         {"OMP_PROC_BIND": "true"},
         {"OMP_WAIT_POLICY": "active"},
-        {"OMP_NUM_THREADS": "many"},
+        pytest.param({"OMP_NUM_THREADS": "many"}, marks=gnu),
         {"OMP_MAX_ACTIVE_LEVELS": "0"},
     ],
     ids=lambda environment: "=".join(*environment.items()),
