@@ -229,7 +229,7 @@ def run(str name, tuple inputs, epsilon, channel_axis, output_mask, out, num_thr
     op.reset(operator_of(name, epsilon_of(epsilon), axis_of(channel_axis), count_of(count)))
 
     # Whatever may run somebody else's code comes first: that code can resize an array whose memory is known already.
-    cdef tuple mask = None if output_mask is None else mask_of(output_mask, 3)
+    cdef tuple mask = mask_of(output_mask, 3)
     arrays = arrays_of(names, inputs)
     tensors.resize(len(inputs))
     for k in range(len(inputs)):
@@ -462,6 +462,10 @@ cdef int set_tensor(Tensor& tensor, array, Buffers& buffers) except -1:
 
 
 cdef tuple mask_of(output_mask, Py_ssize_t count):
+    """Which outputs are wanted; None for all."""
+    if output_mask is None or (type(output_mask) is tuple and len(output_mask) == count
+                               and all_true(<tuple> output_mask)):
+        return None
     try:
         mask = tuple(map(operator.index, islice(output_mask, 1000)))  # it may have no end
     except Exception as error:
@@ -469,6 +473,14 @@ cdef tuple mask_of(output_mask, Py_ssize_t count):
     if len(mask) != count:
         raise ValueError(f"output_mask: expected {count} booleans, got {len(mask)}")
     return mask
+
+
+cdef inline bint all_true(tuple values):
+    """Whether these are `True` itself: to compare them could run somebody else's code, and takes longer."""
+    for value in values:
+        if value is not True:
+            return False
+    return True
 
 
 cdef list out_of(out, Py_ssize_t count):
