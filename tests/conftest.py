@@ -5,8 +5,12 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from bnbp import _core
+
+settings.register_profile("bnbp", deadline=None)  # no test asserts a time
+settings.load_profile("bnbp")
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 

@@ -98,7 +98,7 @@ def test_inference_agrees_with_the_reference(layout, types):
     assert got.dtype == types[0]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_shape_and_axis_agree_with_the_reference(data):
     shape = data.draw(hnp.array_shapes(min_dims=2, max_dims=6, max_side=9))
