@@ -1,97 +1,27 @@
-"""The package in its process: threads, forks, the GIL, and an import without a compiled core."""
+"""The package in its process: forks, other libraries, subinterpreters, and an import without a compiled core."""
 
 import os
 import re
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from conftest import make_batch, same_bits
 
 import bnbp
-from bnbp import _threads
 
 PACKAGE = Path(bnbp.__file__).parent
 
 
-def python(code, **environment):
+def python(code):
     """What a new interpreter prints."""
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, **environment},
-    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
 
 
-# ---------------------------------------------------------------- the number of threads
-
-ASK = "import bnbp; t = bnbp.show_config('dicts')['threads']; print(t['default'], t['source'])"
-
-
-@pytest.mark.parametrize(
-    ("environment", "answer"),
-    [
-        ({"BNBP_NUM_THREADS": "3", "OMP_NUM_THREADS": "5"}, "3 BNBP_NUM_THREADS"),
-        ({"BNBP_NUM_THREADS": "", "OMP_NUM_THREADS": "5"}, "5 OMP_NUM_THREADS"),
-        ({"BNBP_NUM_THREADS": "", "OMP_NUM_THREADS": " 4,2 "}, "4 OMP_NUM_THREADS"),
-    ],
-)
-def test_the_environment_decides_the_number_of_threads(environment, answer):
-    assert python(ASK, **environment) == answer
-
-
-@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", str(2**40)])
-def test_a_malformed_number_of_threads_is_a_warning_and_ignored(value, monkeypatch):
-    monkeypatch.setenv("BNBP_NUM_THREADS", value)
-    monkeypatch.setenv("OMP_NUM_THREADS", "6")
-    with pytest.warns(RuntimeWarning, match=f"^BNBP_NUM_THREADS: expected a number of threads, got '{value}'; ignored"):
-        assert _threads.default_num_threads() == (6, "OMP_NUM_THREADS")
-
-
-def test_without_a_word_it_is_the_cpus_that_the_process_may_use(monkeypatch):
-    monkeypatch.delenv("BNBP_NUM_THREADS", raising=False)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(_threads, "_cgroup_quota", lambda: None)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 7}, raising=False)
-    assert _threads.default_num_threads() == (3, "CPUs this process may use")
-    monkeypatch.setattr(_threads, "_cgroup_quota", lambda: 2)
-    assert _threads.default_num_threads() == (2, "cgroup quota")
-
-
-@pytest.mark.parametrize(
-    ("groups", "files", "quota"),
-    [
-        ("0::/a/b", {"a/b/cpu.max": "150000 100000"}, 2),
-        ("0::/a/b", {"a/cpu.max": "300000 100000", "a/b/cpu.max": "max 100000"}, 3),
-        ("0::/not/visible/here", {"cpu.max": "50000 100000"}, 1),
-        ("0::/a", {"a/cpu.max": "max 100000"}, None),
-        ("4:cpu,cpuacct:/a\n1:memory:/x", {"cpu/a/cpu.cfs_quota_us": "400000", "cpu/a/cpu.cfs_period_us": "100000"}, 4),
-        ("4:cpu,cpuacct:/a", {"cpu/a/cpu.cfs_quota_us": "-1", "cpu/a/cpu.cfs_period_us": "100000"}, None),
-        ("0::/", {}, None),
-    ],
-)
-def test_the_cgroup_quota_is_rounded_up(groups, files, quota, tmp_path):
-    (tmp_path / "groups").write_text(groups)
-    for name, text in files.items():
-        path = tmp_path / "fs" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n")
-    assert _threads._cgroup_quota(tmp_path / "groups", tmp_path / "fs") == quota
-
-
-def test_no_cgroup_file_is_no_quota(tmp_path):
-    assert _threads._cgroup_quota(tmp_path / "none") is None
-
-
-# ---------------------------------------------------------------- forks and threads
+# ---------------------------------------------------------------- forks, and others in the process
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 
@@ -271,45 +201,6 @@ run(interpreters.create(), {INSIDE!r})
 """
     said = python(code)
     assert said == "[-1.0, 1.0]" or re.match(r"ImportError: .*(interpreter|more than once per process)", said), said
-
-
-def test_many_python_threads_at_once_give_the_same_bits():
-    batches = [make_batch((6, 8, 40, 40), dtype=np.float32, seed=seed) for seed in range(4)]
-    expected = [bnbp.batch_norm_training_backprop(*batch) for batch in batches]
-    wrong = []
-
-    def work(index):
-        for _ in range(20):
-            got = bnbp.batch_norm_training_backprop(*batches[index], num_threads=2)
-            if not same_bits(expected[index], got):
-                wrong.append(index)
-
-    threads = [threading.Thread(target=work, args=(index % 4,)) for index in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert wrong == []
-
-
-def test_the_gil_is_released_during_a_call():
-    batch = make_batch((32, 32, 100, 100))
-    running, ticks = threading.Event(), []
-
-    def tick():
-        while not running.is_set():
-            ticks.append(time.perf_counter())
-            time.sleep(0.0005)
-
-    thread = threading.Thread(target=tick)
-    thread.start()
-    begin = time.perf_counter()
-    bnbp.batch_norm_training_backprop(*batch, num_threads=1)
-    end = time.perf_counter()
-    running.set()
-    thread.join()
-    inside = [t for t in ticks if begin < t < end]
-    assert len(inside) >= 3  # with the GIL held, at most the one before the kernel and the one after it
 
 
 # ---------------------------------------------------------------- installation

@@ -1,9 +1,10 @@
-"""Threads: what limits their number, and what many of them do to each other."""
+"""Threads: what decides their number, what limits it, and what many of them do to each other."""
 
 import os
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -42,6 +43,29 @@ def default():
     return bnbp.show_config("dicts")["threads"]["default"]
 
 
+@pytest.mark.parametrize(
+    ("environment", "answer"),
+    [
+        ({"BNBP_NUM_THREADS": "3", "OMP_NUM_THREADS": "5"}, "3 BNBP_NUM_THREADS"),
+        ({"BNBP_NUM_THREADS": "", "OMP_NUM_THREADS": "5"}, "5 OMP_NUM_THREADS"),
+        ({"BNBP_NUM_THREADS": "two", "OMP_NUM_THREADS": "6"}, "6 OMP_NUM_THREADS"),
+        ({"OMP_NUM_THREADS": " 4,2 "}, "4 OMP_NUM_THREADS"),
+    ],
+)
+def test_the_environment_decides_the_number_of_threads(environment, answer):
+    assert python(ASK, **environment)[0] == answer
+
+
+def test_without_a_word_it_is_the_cpus_that_the_process_may_use(monkeypatch):
+    monkeypatch.delenv("BNBP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(_threads, "_cgroup_quota", lambda: None)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 7}, raising=False)
+    assert _threads.default_num_threads() == (3, "CPUs this process may use")
+    monkeypatch.setattr(_threads, "_cgroup_quota", lambda: 2)
+    assert _threads.default_num_threads() == (2, "cgroup quota")
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
 def test_the_affinity_of_the_process_decides():
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); " + ASK
@@ -71,6 +95,13 @@ def test_an_import_with_malformed_numbers_warns_and_works():
 @pytest.mark.parametrize(
     ("groups", "files", "quota"),
     [
+        ("0::/a/b", {"a/b/cpu.max": "150000 100000"}, 2),
+        ("0::/a/b", {"a/cpu.max": "300000 100000", "a/b/cpu.max": "max 100000"}, 3),
+        ("0::/not/visible/here", {"cpu.max": "50000 100000"}, 1),
+        ("0::/a", {"a/cpu.max": "max 100000"}, None),
+        ("4:cpu,cpuacct:/a\n1:memory:/x", {"cpu/a/cpu.cfs_quota_us": "400000", "cpu/a/cpu.cfs_period_us": "100000"}, 4),
+        ("4:cpu,cpuacct:/a", {"cpu/a/cpu.cfs_quota_us": "-1", "cpu/a/cpu.cfs_period_us": "100000"}, None),
+        ("0::/", {}, None),
         ("nonsense\n\n0::/a", {"a/cpu.max": "200000 100000"}, 2),
         ("0::/a", {"a/cpu.max": ""}, None),
         ("0::/a", {"a/cpu.max": "200000"}, None),
@@ -81,13 +112,17 @@ def test_an_import_with_malformed_numbers_warns_and_works():
         ("0::/v2\n2:cpu,cpuacct:/a", {"cpu/a/cpu.cfs_quota_us": "1", "cpu/a/cpu.cfs_period_us": "100000"}, 1),
     ],
 )
-def test_what_control_groups_say_never_stops_an_import(groups, files, quota, tmp_path):
+def test_the_quota_of_control_groups_is_rounded_up_and_nonsense_ignored(groups, files, quota, tmp_path):
     (tmp_path / "groups").write_text(groups)
     for name, text in files.items():
         path = tmp_path / "fs" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     assert _threads._cgroup_quota(tmp_path / "groups", tmp_path / "fs") == quota
+
+
+def test_no_cgroup_file_is_no_quota(tmp_path):
+    assert _threads._cgroup_quota(tmp_path / "none") is None
 
 
 @openmp
@@ -160,3 +195,23 @@ def test_eight_threads_for_each_cpu_give_the_same_bits(shape):
     for thread in threads:
         thread.join()
     assert wrong == [False] * teams * calls
+
+
+def test_the_gil_is_released_during_a_call():
+    batch = make_batch((32, 32, 100, 100))
+    running, ticks = threading.Event(), []
+
+    def tick():
+        while not running.is_set():
+            ticks.append(time.perf_counter())
+            time.sleep(0.0005)
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    begin = time.perf_counter()
+    bnbp.batch_norm_training_backprop(*batch, num_threads=1)
+    end = time.perf_counter()
+    running.set()
+    thread.join()
+    inside = [t for t in ticks if begin < t < end]
+    assert len(inside) >= 3  # with the GIL held, at most the one before the kernel and the one after it
