@@ -36,8 +36,13 @@ def main() -> None:
             with tarfile.open(next(DIST.glob("*.tar.gz"))) as sdist:
                 sdist.extractall(folder, filter="data")
             tests = next(folder.glob("bnbp-*/tests"))
-            for version, python in interpreters().items():
-                test(wheel, tests, python, folder / version)
+            failed = [
+                version
+                for version, python in interpreters().items()
+                if not test(wheel, tests, python, folder / version)
+            ]
+            if failed:
+                sys.exit(f"the tests have failed on CPython {', '.join(failed)}")
 
 
 def build(folder: Path) -> Path:
@@ -86,21 +91,22 @@ def interpreters() -> dict[str, str]:
     return {f"{major}.{minor}": found[major, minor] for major, minor in sorted(found) if (major, minor) >= (3, 11)}
 
 
-def test(wheel: Path, tests: Path, python: str, folder: Path) -> None:
-    """The tests of the sdist, run in an empty folder and an environment that has the wheel."""
+def test(wheel: Path, tests: Path, python: str, folder: Path) -> bool:
+    """Whether the tests of the sdist pass, run in an empty folder and an environment that has the wheel."""
     print(f"\nCPython {folder.name}", flush=True)
     run(python, "-m", "venv", folder)
     scripts = folder / ("Scripts" if sys.platform == "win32" else "bin")
     run(scripts / "python", "-m", "pip", "install", "--quiet", f"bnbp[test] @ {wheel.as_uri()}")
     (folder / "empty").mkdir()
-    run(scripts / "pytest", "-q", "-p", "no:cacheprovider", "-c", tests.parent / "pyproject.toml", tests,
-        cwd=folder / "empty")  # fmt: skip
+    command = [scripts / "pytest", "-q", "-p", "no:cacheprovider", "-c", tests.parent / "pyproject.toml", tests]
+    return run(*command, cwd=folder / "empty", check=False) == 0
 
 
-def run(*command: str | Path, cwd: Path = ROOT) -> None:
-    """Run a command, of those that are installed beside this Python first."""
+def run(*command: str | Path, cwd: Path = ROOT, check: bool = True) -> int:
+    """Run a command, of those that are installed beside this Python first; its exit code."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    subprocess.run(list(map(str, command)), cwd=cwd, check=True, env={**os.environ, "PATH": path})
+    environment = {**os.environ, "PATH": path}
+    return subprocess.run(list(map(str, command)), cwd=cwd, check=check, env=environment).returncode
 
 
 if __name__ == "__main__":
