@@ -1358,18 +1358,18 @@ cdef struct Memory:        # what a call works on besides its arguments
     void* output
     Channel* channels      # (C), or one for each thread
     char* scratch          # one for each thread, if there are tiles
-    Py_ssize_t patience    # elements until the thread that called asks whether to end the call
-    int stopped            # 1: it is to end
+    int stopped            # 1: the call is to end
 
 
-cdef inline bint stops(Memory* memory, Py_ssize_t elements) noexcept nogil:
-    """Whether the call is to end here, before so many elements more."""
+cdef inline bint stops(Memory* memory, Py_ssize_t* patience, Py_ssize_t elements) noexcept nogil:
+    """Whether the call is to end here, before so many elements more. The patience, how many it still goes through without
+    asking, is each thread's own: to write it where others read costs 4 %."""
     if kernels_.interrupted is NULL:
         return False
     if thread_number() == 0:
-        memory.patience -= elements
-        if memory.patience < 0:
-            memory.patience = PATIENCE
+        patience[0] -= elements
+        if patience[0] < 0:
+            patience[0] = PATIENCE
             if kernels_.interrupted():
                 raise_flag(&memory.stopped)
     return flag_is_up(&memory.stopped)
@@ -1377,8 +1377,8 @@ cdef inline bint stops(Memory* memory, Py_ssize_t elements) noexcept nogil:
 
 cdef void pass_share(const bnbp_arguments* a, const real[:, :, ::1]& x, const real[:, :, ::1]& dy,
                      const real[:, :, ::1]& dx, const Channel* channels, Memory* memory,
-                     double[:, :, ::1]& partial, const Plan* p, Py_ssize_t applied, Py_ssize_t reduced, bint follows,
-                     bint followed, int thread, int team) noexcept nogil:
+                     double[:, :, ::1]& partial, const Plan* p, Py_ssize_t* patience, Py_ssize_t applied,
+                     Py_ssize_t reduced, bint follows, bint followed, int thread, int team) noexcept nogil:
     """What `thread` does of a pass that applies to one unit and reduces another; `p.units` is the empty one."""
     cdef Py_ssize_t a0 = min(applied * p.unit, p.c), a1 = min(a0 + p.unit, p.c)
     cdef Py_ssize_t r0 = min(reduced * p.unit, p.c), r1 = min(r0 + p.unit, p.c)
@@ -1387,7 +1387,7 @@ cdef void pass_share(const bnbp_arguments* a, const real[:, :, ::1]& x, const re
     cdef Py_ssize_t first = tasks * thread // team, last = tasks * (thread + 1) // team, index, k
     cdef Py_ssize_t elements = p.n * p.s * max(a1 - a0, r1 - r0) // max(tasks, 1)
     for k in range(first, last):
-        if stops(memory, elements):
+        if stops(memory, patience, elements):
             return
         # What a thread has reduced last is in its cache for certain, and applied to first.
         index = k if r0 < r1 or not p.reduces else first + last - 1 - k
@@ -1422,12 +1422,12 @@ cdef void run_units(const bnbp_arguments* a, const real[:, :, ::1]& x, const rea
                     const real[:, :, ::1]& dx, Memory* memory, double[:, :, ::1]& partial, const Plan* p,
                     Py_ssize_t first, Py_ssize_t last, int thread, int team) noexcept nogil:
     """The units [first, last), from start to end, as one of the `team` that works on each."""
-    cdef Py_ssize_t unit
+    cdef Py_ssize_t unit, patience = PATIENCE
     cdef Channel* channels = memory.channels + (thread * p.c if p.private else 0)
     for unit in range(first, last):
         if p.reduces:
-            pass_share(a, x, dy, dx, channels, memory, partial, p, unit - 1 if p.fused and unit > first else p.units,
-                       unit, unit - 1 > first, True, thread, team)
+            pass_share(a, x, dy, dx, channels, memory, partial, p, &patience,
+                       unit - 1 if p.fused and unit > first else p.units, unit, unit - 1 > first, True, thread, team)
             if team > 1:
                 barrier()
         if flag_is_up(&memory.stopped):  # some sums are missing; the others wait at the barriers nevertheless
@@ -1441,8 +1441,8 @@ cdef void run_units(const bnbp_arguments* a, const real[:, :, ::1]& x, const rea
             if team > 1:
                 barrier()
         if p.applies and (not p.fused or unit + 1 == last):
-            pass_share(a, x, dy, dx, channels, memory, partial, p, unit, p.units, unit > first, unit + 1 < last, thread,
-                       team)
+            pass_share(a, x, dy, dx, channels, memory, partial, p, &patience, unit, p.units, unit > first,
+                       unit + 1 < last, thread, team)
     stream_fence()
 
 
@@ -1462,7 +1462,7 @@ cdef bnbp_status run(const bnbp_arguments* a, Operator operator, const real* inp
     cdef int thread, team = p.team
     if workspace is NULL:
         return BNBP_NO_MEMORY
-    memory.patience, memory.stopped = PATIENCE, 0
+    memory.stopped = 0
     memory.output, memory.channels, memory.scratch = output, <Channel*> (workspace + sums), workspace + sums + each
     VIEW(x, input, p.n, p.c, p.s, sizeof(real))
     VIEW(dy, input if second is NULL else second, p.n, p.c, p.s, sizeof(real))
