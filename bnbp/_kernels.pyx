@@ -1362,8 +1362,11 @@ cdef struct Memory:        # what a call works on besides its arguments
 
 
 cdef inline bint stops(Memory* memory, Py_ssize_t* patience, Py_ssize_t elements) noexcept nogil:
-    """Whether the call is to end here, before so many elements more. The patience, how many it still goes through without
-    asking, is each thread's own: to write it where others read costs 4 %."""
+    """Whether the call is to end here, before so many elements more.
+
+    The patience, how many it still goes through without asking, is each thread's own: written where others read, it
+    costs 4 %.
+    """
     if kernels_.interrupted is NULL:
         return False
     if thread_number() == 0:
