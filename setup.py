@@ -85,7 +85,7 @@ class BuildExt(build_ext):
         if not compile_args:
             print("bnbp: this compiler has no OpenMP; building the serial kernels")
         for extension in self.extensions:
-            if extension.language == "c++":
+            if extension is not shared:
                 extension.extra_compile_args = FLAGS[kind] + compile_args + extension.extra_compile_args
                 extension.extra_link_args = list(link_args)
             extension.extra_compile_args += SANITIZE or SMALL[kind]
@@ -149,6 +149,7 @@ core, pool, *generated, shared = cythonize(
     },
 )
 
+shared.language = "c++"  # to be linked as the others are: the C linker of some Pythons leaves a folder of theirs in it
 pool.include_dirs.append(numpy.get_include())
 
 setup(

@@ -64,8 +64,13 @@ def check(wheel: Path) -> None:
     run("abi3audit", "--strict", "--verbose", wheel)
     run("twine", "check", "--strict", *DIST.iterdir())
     run("check-wheel-contents", "--ignore", "W009,W010", wheel)  # that bnbp.libs stands beside bnbp, without modules
-    with ZipFile(wheel) as archive:
+    with ZipFile(wheel) as archive, tempfile.TemporaryDirectory() as folder:
         files = archive.infolist()
+        if sys.platform == "linux":
+            archive.extractall(folder)
+            for module in Path(folder).glob("bnbp/*.so"):
+                where = subprocess.check_output(["patchelf", "--print-rpath", module], text=True).strip()
+                assert where in ("", "$ORIGIN/../bnbp.libs"), f"{module.name} looks for libraries in {where}"
     if any(".libs/" in file.filename for file in files):
         assert any(file.filename.endswith("licenses/licenses/libgomp.txt") for file in files), "libgomp's licence"
     own = [file for file in files if ".libs/" not in file.filename]
