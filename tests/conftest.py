@@ -1,5 +1,8 @@
-"""Data that all the tests share."""
+"""What the tests share: data, and a new interpreter."""
 
+import os
+import subprocess
+import sys
 from typing import NamedTuple
 
 import ml_dtypes
@@ -101,3 +104,11 @@ def l2_size():
 @pytest.fixture(params=LAYOUTS, ids=lambda layout: f"{'x'.join(map(str, layout[0]))}@{layout[1]}")
 def layout(request):
     return request.param
+
+
+def python(code, **environment):
+    """What a new interpreter prints."""
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment})
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()

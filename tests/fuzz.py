@@ -510,9 +510,8 @@ def spoil(rng, memory, name, kwargs):
         return
     if key == "output_mask" and name == "batch_norm_training":
         return
-    victims = [
-        v for v in rng.sample(arrays_of(kwargs), min(2, len(arrays_of(kwargs)))) if type(v) in (np.ndarray, list)
-    ]
+    arrays = arrays_of(kwargs)
+    victims = [v for v in rng.sample(arrays, min(2, len(arrays))) if type(v) in (np.ndarray, list)]
     old = kwargs.get(key)
     if key in ("channel_axis", "num_threads", "count"):
         kwargs[key] = rng.choice([integer_liar(rng, memory, victims), rng.randint(-9, 9)])
@@ -533,7 +532,7 @@ def spoil(rng, memory, name, kwargs):
         array = without_views(out[k])
         choice = rng.choice([
             lambda: array.view(LyingArray), lambda: PosingArray(array), lambda: array_liar(rng, memory, array, victims),
-            lambda: rng.choice(arrays_of(kwargs)), lambda: array[:0], lambda: array.T, lambda: array[None],
+            lambda: rng.choice(arrays), lambda: array[:0], lambda: array.T, lambda: array[None],
             lambda: np.broadcast_to(np.zeros((), array.dtype), array.shape),
             lambda: np.zeros(array.shape, rng.choice([d for d in [*DTYPES, *WRONG] if d.kind != "O"])),
             lambda: memory.place(np.zeros(array.shape, rng.choice(DTYPES)), True),
@@ -689,10 +688,8 @@ def run_other(rng):
             )
     args = rng.choice([tuple(parts), (parts,), (iter(parts),), (tuple(parts),)])
     if rng.random() < 0.1:
-        clean, args = (
-            False,
-            (rng.choice([5, None, AttributeLiar(RuntimeError), "abc", Scalar(ValueError), np.zeros(3)]),),
-        )
+        clean = False
+        args = (rng.choice([5, None, AttributeLiar(RuntimeError), "abc", Scalar(ValueError), np.zeros(3)]),)
     if not clean or len(parts) < 1:
         return attempt(bnbp.merge_statistics, {}, False, args) is not None
     result = attempt(bnbp.merge_statistics, {}, True, args)

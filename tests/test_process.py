@@ -7,18 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import python
 
 import bnbp
 
 PACKAGE = Path(bnbp.__file__).parent
-
-
-def python(code):
-    """What a new interpreter prints."""
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
-    return result.stdout.strip()
 
 
 # ---------------------------------------------------------------- forks, and others in the process

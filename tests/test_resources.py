@@ -10,18 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import python
 
 import bnbp
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
-
-
-def python(code, **environment):
-    """What a new interpreter prints."""
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment})
-    assert result.returncode == 0, result.stderr
-    return result.stdout.strip()
 
 
 # ---------------------------------------------------------------- no memory

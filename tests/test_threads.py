@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import cache
 
 import numpy as np
 import pytest
@@ -171,10 +172,9 @@ def test_openmp_may_give_fewer_threads_than_asked_for(environment):
     assert python(code, **environment)[0] == expected
 
 
-def bits_of_one_thread(known=[]):  # noqa: B006  (computed once)
-    if not known:
-        known.append(python(BITS.replace("NUM_THREADS", "1"))[0])
-    return known[0]
+@cache
+def bits_of_one_thread():
+    return python(BITS.replace("NUM_THREADS", "1"))[0]
 
 
 @pytest.mark.parametrize("shape", [(6, 8, 40, 40), (3000, 24), (2, 1, 300, 300)], ids=str)
