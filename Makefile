@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # What the installation is made from; Python files are used where they lie.
-SOURCES := setup.py pyproject.toml $(wildcard bnbp/*.pyx bnbp/*.pxd bnbp/_machine.h bnbp/include/bnbp/*)
+SOURCES := setup.py pyproject.toml $(wildcard $(addprefix bnbp/,*.pxd include/bnbp/* engine/*.pyx engine/*.h engine/kernels/*.p* \
+	engine/kernels/*.h))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-parallel sanitize bench wheel docs lint format clean
@@ -36,7 +37,7 @@ test-parallel: $(VENV)/.test ## run each test of the operators in four threads a
 
 # With the address sanitiser, in a process that was not built with it; libstdc++ so that it sees C++ exceptions.
 sanitize: $(SANITIZED)/.built ## random calls of everything in a build with sanitisers: CALLS=1000000 SEED=1
-	cp bnbp/*.py $(SANITIZED)/bnbp
+	cd bnbp && find . -name "*.py" -exec cp --parents {} ../$(SANITIZED)/bnbp \;
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" PYTHONMALLOC=malloc \
 		PYTHONPATH=$(SANITIZED) UBSAN_OPTIONS=print_stacktrace=1 \
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=4096 \
@@ -64,7 +65,7 @@ lint: $(VENV)/.lint ## style and types: ruff, cython-lint, clang-format, mypy
 	$(BIN)/mypy
 	for level in x86-64 $(if $(filter x86_64,$(shell uname -m)),x86-64-v3 x86-64-v4); do \
 		$(CXX) $(WARNINGS) $(if $(filter x86_64,$(shell uname -m)),-march=$$level) -fopenmp -DCYTHON_INLINE=inline \
-			-fsyntax-only -x c++ -include bnbp/_machine.h /dev/null || exit 1; \
+			-fsyntax-only -x c++ -include bnbp/engine/kernels/machine.h /dev/null || exit 1; \
 	done
 
 format: $(VENV)/.lint ## put the code into the form that lint expects
@@ -73,14 +74,15 @@ format: $(VENV)/.lint ## put the code into the form that lint expects
 	$(BIN)/clang-format -i $(CPP)
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) build dist *.egg-info bnbp/*.so bnbp/*.c bnbp/*.cpp docs/_build
+	rm -rf $(VENV) build dist *.egg-info docs/_build
+	find bnbp -name "*.so" -o -name "*.c" -o -name "*.cpp" | xargs rm -f
 
-CPP := $(wildcard bnbp/_machine.h bnbp/include/bnbp/* tests/cpp/* docs/examples/*.cpp)
+CPP := $(wildcard bnbp/engine/*.h bnbp/engine/kernels/*.h bnbp/include/bnbp/* tests/cpp/* docs/examples/*.cpp)
 
 # The package itself, compiled, and then what one of its extras asks for.
 $(VENV)/.core: $(SOURCES) | $(BIN)/python
 	@command -v c++ >/dev/null || { echo "bnbp needs a C++ compiler (Debian: apt-get install g++)"; exit 1; }
-	@rm -f bnbp/*.so # a module for one version of Python would be taken before the new one for all
+	@find bnbp -name "*.so" -delete # a module for one version of Python would be taken before the new one for all
 	$(BIN)/pip install --quiet --editable .
 	@touch $@
 

@@ -54,7 +54,7 @@ OPENMP = {
     "unix": [(["-fopenmp"], ["-fopenmp"]), (["-Xpreprocessor", "-fopenmp"], ["-lomp"])],
 }
 
-# The kernels are compiled once for each level of the instruction set; bnbp/_isa.py chooses one at import.
+# The kernels are compiled once for each level of the instruction set; bnbp/engine/isa.py chooses one at import.
 # GCC prefers 256-bit vectors unless told otherwise.
 X86_64 = {
     "x86_64": [],
@@ -69,7 +69,7 @@ LEVELS = X86_64 if IS_X86_64 else {"baseline": []}
 Macros = Sequence[tuple[str, str]]
 LIMITED_API: Macros = [] if sysconfig.get_config_var("Py_GIL_DISABLED") else [("Py_LIMITED_API", "0x030B0000")]
 
-HEADERS = ["bnbp/include/bnbp/kernels.h", "bnbp/include/bnbp/batch_norm.hpp", "bnbp/_machine.h", "bnbp/kernels.pxd"]
+HEADERS = [str(path) for pattern in ("*.h", "*.hpp", "*.pxd", "*.pxi") for path in sorted(Path("bnbp").rglob(pattern))]
 
 
 class BuildExt(build_ext):
@@ -107,9 +107,9 @@ class BuildExt(build_ext):
 
 def extension(name: str, source: str, macros: Macros = (), flags: Sequence[str] = ()) -> Extension:
     return Extension(
-        f"bnbp.{name}",
+        f"bnbp.engine.{name}",
         [source],
-        include_dirs=["bnbp", "bnbp/include"],
+        include_dirs=["bnbp/engine", "bnbp/engine/kernels", "bnbp/include"],
         define_macros=[*LIMITED_API, *macros],
         extra_compile_args=list(flags),
         depends=HEADERS,
@@ -124,28 +124,31 @@ def levels_of(generated: Extension) -> list[Extension]:
     They are as old as it is, so that what has not changed is not compiled again.
     """
     extensions = []
-    module = generated.name.rpartition(".")[2]
+    name = generated.name.removeprefix("bnbp.engine.")
+    module = name.rpartition(".")[2]
     for level, flags in LEVELS.items():
-        name = f"{module}_{level}"
-        source = shutil.copy2(generated.sources[0], f"bnbp/{name}.cpp")
-        rename = (f"PyInit_{module}", f"PyInit_{name}")
-        extensions.append(extension(name, source, [rename], flags))
+        source = shutil.copy2(generated.sources[0], f"bnbp/engine/{name.replace('.', '/')}_{level}.cpp")
+        rename = (f"PyInit_{module}", f"PyInit_{module}_{level}")
+        extensions.append(extension(f"{name}_{level}", source, [rename], flags))
     return extensions
 
 
+# The last two are compiled for each level.
+MODULES = ("boundary", "pool", "kernels.kernels", "floor")
+
 # What memoryviews are made of, once for all modules and not 100 kB in each. Cython writes it, in C.
 shared = Extension(
-    "bnbp._cyutility", ["bnbp/_cyutility.c"], define_macros=LIMITED_API, py_limited_api=bool(LIMITED_API)
+    "bnbp.engine._cyutility", ["bnbp/engine/_cyutility.c"], define_macros=LIMITED_API, py_limited_api=bool(LIMITED_API)
 )
 core, pool, *generated, shared = cythonize(
-    [*(extension(name, f"bnbp/{name}.pyx") for name in ("_core", "_pool", "_kernels", "_floor")), shared],
+    [*(extension(name, f"bnbp/engine/{name.replace('.', '/')}.pyx") for name in MODULES), shared],
     shared_utility_qualified_name=shared.name,
     compiler_directives={
         "language_level": 3,
         "boundscheck": False,
         "wraparound": False,
         "cdivision": True,
-        "initializedcheck": False,  # the kernels' views have no Python object behind them; see _kernels.pyx, h
+        "initializedcheck": False,  # the kernels' views have no Python object behind them; see kernels.pyx, h
     },
 )
 

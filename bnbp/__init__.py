@@ -4,9 +4,9 @@ The operators are nGraph's, under its names: :func:`batch_norm_training_backprop
 """
 
 try:
-    from ._core import kernels as _kernels  # noqa: F401  (imported for the error below)
+    from .engine.boundary import kernels as _kernels  # noqa: F401  (imported for the error below)
 except ModuleNotFoundError as _error:
-    if _error.name not in ("bnbp._core", "bnbp._kernels"):
+    if _error.name not in ("bnbp.engine.boundary", "bnbp.engine.kernels"):
         raise
     raise ImportError(
         "bnbp: the compiled core is missing. If this is the source folder, build it with `pip install -e .`, "

@@ -5,7 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from . import _core, _pool
+from .engine import boundary, pool
 
 __all__ = ["__version__", "get_include", "set_pool_limit", "show_config"]
 
@@ -57,7 +57,7 @@ def set_pool_limit(limit: int) -> None:
     0
     >>> bnbp.set_pool_limit(64 * 2**20)
     """
-    _pool.set_limit(min(_core.integer_of("limit", limit, 0), sys.maxsize))
+    pool.set_limit(min(boundary.integer_of("limit", limit, 0), sys.maxsize))
 
 
 @overload
@@ -89,8 +89,8 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     ['caches', 'isa', 'openmp', 'pool', 'threads', 'version']
     """
     if not issubclass(type(mode), str) or mode not in ("stdout", "dicts"):
-        raise ValueError(f"mode: expected 'stdout' or 'dicts', got {_core.text_of(mode)}")
-    config = {"version": __version__, **_core.config()}
+        raise ValueError(f"mode: expected 'stdout' or 'dicts', got {boundary.text_of(mode)}")
+    config = {"version": __version__, **boundary.config()}
     if mode == "dicts":
         return config
     for key, value in config.items():

@@ -7,8 +7,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ._core import integer_of, text_of
 from ._results import BatchNormStatistics
+from .engine.boundary import integer_of, text_of
 
 __all__ = ["merge_statistics"]
 

@@ -205,12 +205,12 @@ def cache_limit() -> int:
 
 @cache
 def load_floor() -> Any:
-    """The loops of ``_floor.pyx``, compiled for the best level of the instruction set that this CPU has.
+    """The loops of ``engine/floor.pyx``, compiled for the best level of the instruction set that this CPU has.
 
     Whatever level the kernels are forced to: a slow floor would flatter them.
     """
     level = bnbp.show_config("dicts")["isa"]["usable"][0]
-    return importlib.import_module(f"bnbp._floor_{level.replace('-', '_')}")
+    return importlib.import_module(f"bnbp.engine.floor_{level.replace('-', '_')}")
 
 
 class WrongAnswer(Exception):

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _core
 from ._results import (
     BatchNormStatistics,
     BatchNormTrainingBackpropResult,
     BatchNormTrainingBackpropSums,
     BatchNormTrainingResult,
 )
+from .engine import boundary
 
 __all__ = [
     "batch_norm_inference",
@@ -107,7 +107,7 @@ def batch_norm_training(
     """
     return _tuple(
         BatchNormTrainingResult,
-        _core.run("BatchNormTraining", (input, gamma, beta), epsilon, channel_axis, None, out, num_threads),
+        boundary.run("BatchNormTraining", (input, gamma, beta), epsilon, channel_axis, None, out, num_threads),
     )
 
 
@@ -204,7 +204,7 @@ def batch_norm_training_backprop(
     """
     return _tuple(
         BatchNormTrainingBackpropResult,
-        _core.run(
+        boundary.run(
             "BatchNormTrainingBackprop",
             (input, gamma, beta, mean, variance, normalized_delta),
             epsilon,
@@ -260,7 +260,7 @@ def batch_norm_training_statistics(
     >>> statistics.variance.round(3)
     array([4.667, 0.   ])
     """
-    count, mean, m2 = _core.run("BatchNormTrainingStatistics", (input,), 0.0, channel_axis, None, None, num_threads)
+    count, mean, m2 = boundary.run("BatchNormTrainingStatistics", (input,), 0.0, channel_axis, None, None, num_threads)
     return BatchNormStatistics(count, mean, m2)
 
 
@@ -319,7 +319,7 @@ def batch_norm_training_backprop_reduce(
     """
     return _tuple(
         BatchNormTrainingBackpropSums,
-        _core.run(
+        boundary.run(
             "BatchNormTrainingBackpropReduce",
             (input, mean, normalized_delta),
             0.0,
@@ -398,7 +398,7 @@ def batch_norm_training_backprop_apply(
     """
     return _tuple(
         BatchNormTrainingBackpropResult,
-        _core.run(
+        boundary.run(
             "BatchNormTrainingBackpropApply",
             (input, gamma, beta, mean, variance, normalized_delta, delta_sum, delta_centered_sum),
             epsilon,
@@ -478,7 +478,7 @@ def batch_norm_inference(
     """
     outputs: Any = (out,) if issubclass(type(out), np.ndarray) else out
     normalized: Array
-    (normalized,) = _core.run(
+    (normalized,) = boundary.run(
         "BatchNormInference", (input, gamma, beta, mean, variance), epsilon, channel_axis, None, outputs, num_threads
     )
     return normalized
@@ -535,7 +535,7 @@ def batch_norm_inference_backprop(
     """
     return _tuple(
         BatchNormTrainingBackpropResult,
-        _core.run(
+        boundary.run(
             "BatchNormInferenceBackprop",
             (input, gamma, beta, mean, variance, normalized_delta),
             epsilon,

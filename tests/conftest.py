@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from bnbp import _core
+from bnbp.engine import boundary
 
 settings.register_profile("bnbp", deadline=None)  # no test asserts a time
 settings.load_profile("bnbp")
@@ -96,9 +96,9 @@ def types(request):
 @pytest.fixture
 def l2_size():
     """Sets the size of the cache that the kernels believe in, until the test is over."""
-    old = _core.set_l2_size(1 << 20)
-    yield _core.set_l2_size
-    _core.set_l2_size(old)
+    old = boundary.set_l2_size(1 << 20)
+    yield boundary.set_l2_size
+    boundary.set_l2_size(old)
 
 
 @pytest.fixture(params=LAYOUTS, ids=lambda layout: f"{'x'.join(map(str, layout[0]))}@{layout[1]}")

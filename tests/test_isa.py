@@ -94,11 +94,11 @@ def test_the_best_level_is_taken_unless_one_is_forced():
 
 
 def test_a_level_that_the_cpu_lacks_is_refused(monkeypatch):
-    from bnbp import _isa
+    from bnbp.engine import isa
 
-    monkeypatch.setattr(_isa, "find_spec", lambda name: True)
+    monkeypatch.setattr(isa, "find_spec", lambda name: True)
     monkeypatch.setenv("BNBP_ISA", "x86-64-v4")
     with pytest.raises(
         ImportError, match=r"^BNBP_ISA: expected one of x86-64-v3, x86-64, .* not supported by this CPU$"
     ):
-        _isa.load_kernels(lambda level: level != "x86-64-v4")
+        isa.load_kernels(lambda level: level != "x86-64-v4")

@@ -58,13 +58,19 @@ def test_a_strict_type_checker_infers_what_users_expect(tmp_path):
 
 
 def test_the_headers_and_the_type_marker_are_installed():
-    for name in ("py.typed", "_core.pyi", "kernels.pxd", "include/bnbp/batch_norm.hpp", "include/bnbp/kernels.h"):
+    for name in (
+        "py.typed",
+        "engine/boundary.pyi",
+        "kernels.pxd",
+        "include/bnbp/batch_norm.hpp",
+        "include/bnbp/kernels.h",
+    ):
         assert (PACKAGE / name).is_file(), name
     assert Path(bnbp.get_include()) == PACKAGE / "include"
 
 
 def test_one_build_serves_every_later_cpython():
-    modules = sorted(path.name for path in PACKAGE.iterdir() if path.suffix in (".so", ".pyd"))
+    modules = sorted(path.name for path in PACKAGE.rglob("*.*") if path.suffix in (".so", ".pyd"))
     levels = len(bnbp.show_config("dicts")["isa"]["built"])
     assert len(modules) == 3 + 2 * levels  # the core, the pool, what they share; the kernels and the floor
     if not sysconfig.get_config_var("Py_GIL_DISABLED"):  # which has no limited API

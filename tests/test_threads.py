@@ -13,7 +13,7 @@ from conftest import make_batch, same_bits
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import bnbp
-from bnbp import _threads
+from bnbp.engine import threads
 
 BITS = """
 import hashlib, numpy as np, bnbp
@@ -60,11 +60,11 @@ def test_the_environment_decides_the_number_of_threads(environment, answer):
 def test_without_a_word_it_is_the_cpus_that_the_process_may_use(monkeypatch):
     monkeypatch.delenv("BNBP_NUM_THREADS", raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(_threads, "_cgroup_quota", lambda: None)
+    monkeypatch.setattr(threads, "_cgroup_quota", lambda: None)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 7}, raising=False)
-    assert _threads.default_num_threads() == (3, "CPUs this process may use")
-    monkeypatch.setattr(_threads, "_cgroup_quota", lambda: 2)
-    assert _threads.default_num_threads() == (2, "cgroup quota")
+    assert threads.default_num_threads() == (3, "CPUs this process may use")
+    monkeypatch.setattr(threads, "_cgroup_quota", lambda: 2)
+    assert threads.default_num_threads() == (2, "cgroup quota")
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
@@ -78,11 +78,11 @@ def test_the_affinity_of_the_process_decides():
 def test_a_malformed_number_is_a_warning_and_the_default(name, value, monkeypatch):
     monkeypatch.delenv("BNBP_NUM_THREADS", raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    expected = _threads.default_num_threads()
+    expected = threads.default_num_threads()
     monkeypatch.setenv(name, value)
     with pytest.warns(RuntimeWarning, match=f"^{name}: expected a number of threads, got '{value}'; ignored"):
-        assert _threads.default_num_threads() == expected
-    assert _threads.openmp_num_threads() >= 1
+        assert threads.default_num_threads() == expected
+    assert threads.openmp_num_threads() >= 1
 
 
 @gnu
@@ -119,11 +119,11 @@ def test_the_quota_of_control_groups_is_rounded_up_and_nonsense_ignored(groups, 
         path = tmp_path / "fs" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    assert _threads._cgroup_quota(tmp_path / "groups", tmp_path / "fs") == quota
+    assert threads._cgroup_quota(tmp_path / "groups", tmp_path / "fs") == quota
 
 
 def test_no_cgroup_file_is_no_quota(tmp_path):
-    assert _threads._cgroup_quota(tmp_path / "none") is None
+    assert threads._cgroup_quota(tmp_path / "none") is None
 
 
 @openmp

@@ -653,7 +653,7 @@ inline void set_kernels(bnbp_kernels* table) {
 /// \return true, or false with a Python exception set
 inline bool import_kernels() {
     // PyCapsule_Import would do, but it reports a missing package as a missing attribute.
-    PyObject* core = PyImport_ImportModule("bnbp._core");
+    PyObject* core = PyImport_ImportModule("bnbp.engine.boundary");
     PyObject* capsule = core ? PyObject_GetAttrString(core, "kernels") : nullptr;
     void* table = capsule ? PyCapsule_GetPointer(capsule, BNBP_KERNELS_CAPSULE) : nullptr;
     Py_XDECREF(capsule);

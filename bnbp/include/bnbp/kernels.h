@@ -2,7 +2,7 @@
  * \file
  * \brief The C function table of bnbp's compiled kernels.
  *
- * The table is how code that is not Python reaches the kernels: `bnbp._core` exports it as a capsule, the
+ * The table is how code that is not Python reaches the kernels: `bnbp.engine.boundary` exports it as a capsule, the
  * operator classes in batch_norm.hpp call through it. Nothing is checked at this level; the classes are where
  * the rules are.
  */
@@ -19,7 +19,7 @@ extern "C" {
 #define BNBP_KERNELS_ABI 3
 
 /** Name of the capsule that holds a `bnbp_kernels *`. */
-#define BNBP_KERNELS_CAPSULE "bnbp._core.kernels"
+#define BNBP_KERNELS_CAPSULE "bnbp.engine.boundary.kernels"
 
 /** The element types the kernels know. */
 typedef enum bnbp_type {

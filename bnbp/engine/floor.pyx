@@ -12,7 +12,7 @@ of the instruction set: with the 16-byte vectors of plain x86-64, `copy2` takes 
 from cython.parallel cimport prange
 from libc.stdint cimport uintptr_t
 
-cdef extern from "_machine.h" nogil:
+cdef extern from "machine.h" nogil:
     void prefetch(const void* address, size_t size)
     void stream(void* to, const void* source, size_t size)
     void stream_fence()

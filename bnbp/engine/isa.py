@@ -39,11 +39,11 @@ def load_kernels(supported: Callable[[str], bool]) -> tuple[Any, dict[str, Any]]
         reason = "not supported by this CPU" if forced in built else "not one that bnbp was built for"
         raise ImportError(f"BNBP_ISA: expected one of {', '.join(usable)}, got {forced!r}, which is {reason}")
     if not usable:
-        raise ModuleNotFoundError("no kernels for this CPU", name="bnbp._kernels")
+        raise ModuleNotFoundError("no kernels for this CPU", name="bnbp.engine.kernels")
     used = forced or usable[0]
     report = {"used": used, "forced": bool(forced), "usable": usable, "built": built}
     return import_module(_module(used)).kernels, report
 
 
 def _module(level: str) -> str:
-    return f"bnbp._kernels_{level.replace('-', '_')}"
+    return f"bnbp.engine.kernels.kernels_{level.replace('-', '_')}"

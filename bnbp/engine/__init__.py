@@ -1,0 +1,15 @@
+"""The engine: how the operators are computed. Private; nothing here is an interface, and nothing imports upwards.
+
+A call goes down this list:
+
+``boundary``
+    Python objects on one side, the C++ operators (``include/bnbp/batch_norm.hpp``, where the rules are) on the other.
+``pool``
+    Memory of large results, kept for the next ones.
+``isa``, ``threads``
+    Which build of the kernels this CPU gets, and how many threads a call takes.
+``kernels``
+    The arithmetic, compiled once for each level of the instruction set.
+
+``floor`` is beside the way: the loops that ``bnbp bench`` compares the operators with.
+"""

@@ -1,0 +1,106 @@
+# Tiles: tensors that are not dense in this order.
+
+cdef struct Tile:          # some rows and positions of some channels, and where their elements are
+    Py_ssize_t n0, rows
+    Py_ssize_t c0, width
+    Py_ssize_t s0, length
+
+
+cdef inline Py_ssize_t offset_of(Py_ssize_t index, const Py_ssize_t* lengths, const Py_ssize_t* strides, int axes
+                                 ) noexcept nogil:
+    """Bytes from the first element to that of a number, counted along some axes."""
+    cdef Py_ssize_t offset = 0
+    cdef int axis
+    for axis in range(axes - 1, -1, -1):
+        offset += index % lengths[axis] * strides[axis]
+        index //= lengths[axis]
+    return offset
+
+
+cdef inline void move_elements(real* packed, char* memory, Py_ssize_t count, Py_ssize_t stride, bint gathers
+                               ) noexcept nogil:
+    """Elements with a distance in bytes, to or from their places side by side. They need not be aligned."""
+    cdef Py_ssize_t i
+    cdef real value
+    if stride == sizeof(real):
+        memcpy(packed if gathers else <void*> memory, memory if gathers else <const void*> packed, count * sizeof(real))
+    elif stride == 0:  # of an input: no output repeats an element
+        memcpy(&value, memory, sizeof(real))
+        for i in range(count):
+            packed[i] = value
+    elif gathers:
+        for i in range(count):
+            memcpy(packed + i, memory + i * stride, sizeof(real))
+    else:
+        for i in range(count):
+            memcpy(memory + i * stride, packed + i, sizeof(real))
+
+
+cdef void move_tile(real* packed, void* tensor, const Py_ssize_t* strides, const bnbp_arguments* a, const Tile* t,
+                    bint gathers) noexcept nogil:
+    """Gathers a tile of a tensor, or scatters it; `packed` has the shape (rows, width, length)."""
+    cdef const Py_ssize_t* inner = a.lengths + a.before
+    cdef Py_ssize_t run = inner[a.after - 1] if a.after else 1
+    cdef Py_ssize_t step = strides[a.before + a.after - 1] if a.after else <Py_ssize_t> sizeof(real)
+    cdef Py_ssize_t pitch = strides[a.before + a.after], n, s, c, count
+    cdef char* row
+    cdef char* place
+    for n in range(t.n0, t.n0 + t.rows):
+        row = <char*> tensor + offset_of(n, a.lengths, strides, a.before) + t.c0 * pitch
+        s = t.s0
+        while s < t.s0 + t.length:
+            place = row + offset_of(s, inner, strides + a.before, a.after)
+            if t.length == 1:
+                move_elements(packed, place, t.width, pitch, gathers)
+                break
+            # The elements of neighbouring channels may share cache lines, which are in L1 until the last has its turn.
+            count = min(run - s % run, t.s0 + t.length - s)
+            if step != sizeof(real):
+                count = min(count, BLOCK)
+            for c in range(t.width):
+                move_elements(packed + c * t.length + s - t.s0, place + c * pitch, count, step, gathers)
+            s += count
+        packed += t.width * t.length
+
+
+cdef void tile_task(const bnbp_arguments* a, real* scratch, void* output, const Channel* channels,
+                    double[:, :, ::1]& partial, const Plan* p, Py_ssize_t index, bint reduces) noexcept nogil:
+    """Reduces a chunk of some channels, or applies to it: in a copy that is no larger, as a batch of its own."""
+    cdef Plan q = p[0]
+    cdef Tile t
+    cdef Py_ssize_t segments = (p.c + p.width - 1) // p.width, chunk = index // segments
+    cdef bint from_dy = p.operator == INFERENCE_BACKPROP and not reduces
+    cdef bint from_x = p.operator == TRAINING or p.operator == INFERENCE
+    cdef const real[:, :, ::1] x = None, dy = None
+    cdef double[:, :, ::1] sums = None
+    cdef real* second
+    t.n0, t.s0 = chunk // p.per_run * p.chunk_rows, chunk % p.per_run * p.length
+    t.rows = min(p.chunk_rows, p.n - t.n0)
+    t.length = min(p.length, p.s - t.s0) if p.runs else p.s
+    t.c0 = index % segments * p.width
+    t.width = min(p.width, p.c - t.c0)
+    q.n, q.c, q.s = q.chunk_rows, q.unit, q.length = t.rows, t.width, t.length
+    q.width = t.width
+    q.chunks = q.per_run = q.units = 1
+    q.far = q.streams = q.fused = q.tiled = False
+
+    second = scratch + t.rows * t.width * t.length
+    if not from_dy:
+        move_tile(scratch, <void*> a.input, a.input_strides, a, &t, True)
+    if not from_x:
+        move_tile(second, <void*> a.normalized_delta, a.normalized_delta_strides, a, &t, True)
+    VIEW(x, second if from_dy else scratch, t.rows, t.width, t.length, sizeof(real))
+    VIEW(dy, scratch if from_x else second, t.rows, t.width, t.length, sizeof(real))
+    channels += t.c0
+    if reduces:
+        VIEW(sums, &partial[chunk, t.c0, 0], 1, t.width, 4, sizeof(double))
+        if p.runs:
+            sweep(x, dy, x, channels, sums, &q, 0, 0, 0, 0, t.width, False, False)
+        else:
+            reduce_task(x, dy, channels, sums, &q, task_of(&q, 0, t.width, 0))
+        return
+    if p.runs:
+        sweep(x, dy, x, channels, sums, &q, 0, 0, t.width, 0, 0, False, False)
+    else:
+        apply_task(x, dy, x, channels, &q, task_of(&q, 0, t.width, 0), p.operator != BACKPROP)
+    move_tile(<real*> &x[0, 0, 0], output, a.output_strides, a, &t, False)
