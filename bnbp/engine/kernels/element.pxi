@@ -1,56 +1,36 @@
-# An element and a channel.
+# An element: its terms in the sums, and its value in the output.
 
-cdef struct Sums:         # what reduce leaves of a chunk; a row of `partial`
-    double delta          # sum dy_i                       or, for statistics, sum (x_i - shift)
-    double delta_lo
-    double product        # sum dy_i (x_i - mean)          or sum (x_i - shift)^2
-    double product_lo
+cdef inline void add_term(number* delta, number* delta_lo, number* product, number* product_lo, number dy,
+                          number centered, number rounded_off, bint statistics, bint exact, double unit, real tag
+                          ) noexcept nogil:
+    """Adds elements to their sums; `centered` is x - mean, and for float64 `rounded_off` belongs to it.
 
-
-cdef struct Channel:
-    double mean           # what reduce subtracts
-    double a, b, c, d     # what apply computes with; see `value`
-    bint in_range         # all four are numbers of full precision in float32
-
-
-cdef inline void add_term(double* delta, double* delta_lo, double* product, double* product_lo, double x, double dy,
-                          double mean, bint statistics, bint exact, double unit, real tag) noexcept nogil:
-    """Adds an element to the sums. For statistics the deviation x - mean takes the place of dy.
-
-    `exact` says that no product rounds, see e.
+    For statistics the deviation takes the place of dy. `exact` says that no product rounds, see e.
     """
-    cdef Twofold centered, square
-    cdef double d, d_lo = 0.0
+    cdef number square
+    if statistics:
+        dy = centered
     if real is double:
-        centered = two_sum(x, -mean, unit)
-        d = centered.hi if statistics else dy
-        square = two_product(d, centered.hi)
+        square = dy * centered
         if statistics:
-            d_lo = centered.lo
-            square.lo += 2.0 * centered.hi * centered.lo
+            add(product, product_lo, square,
+                product_error(dy, centered, square) + (centered + centered) * rounded_off, unit)
+            add(delta, delta_lo, dy, rounded_off, unit)
         else:
-            square.lo += d * centered.lo
-        add(delta, delta_lo, d, d_lo, unit)
-        add(product, product_lo, square.hi, square.lo, unit)
+            add(product, product_lo, square, product_error(dy, centered, square) + dy * rounded_off, unit)
+            add_exact(delta, delta_lo, dy, unit)
     else:
-        centered.hi = x - mean
-        d = centered.hi if statistics else dy
-        delta[0] += d
-        product[0] = plus_exact_product(d, centered.hi, product[0]) if exact else product[0] + d * centered.hi
+        delta[0] = plus(delta[0], dy, unit)
+        product[0] = plus_exact_product(dy, centered, product[0]) if exact else (
+            plus(product[0], dy * centered, unit))
 
 
-cdef inline void add_part(double* hi, double* lo, double part, double part_lo, real tag) noexcept nogil:
+cdef inline void add_part(number* hi, number* lo, number part, number part_lo, real tag) noexcept nogil:
     """Adds a part of a sum: but for float64, plain float64 is enough, see e."""
     if real is double:
-        add(hi, lo, part, part_lo)
+        add(hi, lo, part, part_lo, 1.0)
     else:
-        hi[0] += part
-
-
-cdef inline void add_sums(Sums* sums, double delta, double delta_lo, double product, double product_lo, real tag
-                          ) noexcept nogil:
-    add_part(&sums.delta, &sums.delta_lo, delta, delta_lo, tag)
-    add_part(&sums.product, &sums.product_lo, product, product_lo, tag)
+        hi[0] = hi[0] + part
 
 
 cdef inline arith value(arith x, arith dy, arith a, arith b, arith c, arith d, bint normalize) noexcept nogil:
@@ -61,4 +41,4 @@ cdef inline arith value(arith x, arith dy, arith a, arith b, arith c, arith d, b
 
 
 cdef inline bint in_range(double v) noexcept nogil:
-    return v == 0 or (fabs(v) >= 1.1754943508222875e-38 and fabs(v) <= 3.4028234663852886e+38)
+    return (v == 0) | ((fabs(v) >= 1.1754943508222875e-38) & (fabs(v) <= 3.4028234663852886e+38))

@@ -1,14 +1,65 @@
-# Finish: from sums to outputs and coefficients.
+# Finish: from the sums of the chunks to outputs and coefficients, a few channels at a time.
 
-cdef inline void set_coefficients(Channel* ch, double a, double b, double c, double d) noexcept nogil:
-    ch.a, ch.b, ch.c, ch.d = a, b, c, d
-    ch.in_range = in_range(a) and in_range(b) and in_range(c) and in_range(d)
+cdef struct Totals:        # of FEW channels
+    double[8] delta, delta_lo, product, product_lo
 
 
-cdef inline void normalize_with(Channel* ch, Twofold mean, double scale, double beta, real tag) noexcept nogil:
-    """The mean is subtracted in two steps, so that a float32 difference keeps what the mean has beyond float32."""
-    cdef double hi = mean.hi if real is double else <float> mean.hi
-    set_coefficients(ch, hi, (mean.hi - hi) + mean.lo, scale, beta)
+cdef inline void get(double* to, const void* vector, Py_ssize_t c, Py_ssize_t count, bnbp_type type, double absent
+                     ) noexcept nogil:
+    """Elements of a vector of the caller's from `c` on, then zeros; `absent` if there is no vector."""
+    cdef Py_ssize_t k
+    if vector is NULL:
+        for k in range(8):
+            to[k] = absent
+    elif type == BNBP_F32:
+        load_few(to, <const float*> vector + c, count)
+    elif type == BNBP_F64:
+        load_few(to, <const double*> vector + c, count)
+    elif type == BNBP_F16:
+        load_few(to, <const float16*> vector + c, count)
+    else:
+        load_few(to, <const bfloat16*> vector + c, count)
+
+
+cdef inline void put(void* vector, Py_ssize_t c, Py_ssize_t count, bnbp_type type, const double* numbers
+                     ) noexcept nogil:
+    """Sets elements of a vector that may be left out, rounding once."""
+    if vector is NULL:
+        return
+    if type == BNBP_F32:
+        store_few(<float*> vector + c, numbers, count)
+    elif type == BNBP_F64:
+        store_few(<double*> vector + c, numbers, count)
+    elif type == BNBP_F16:
+        store_few(<float16*> vector + c, numbers, count)
+    else:
+        store_few(<bfloat16*> vector + c, numbers, count)
+
+
+cdef inline double center(double mean, real tag) noexcept nogil:
+    """What `reduce` subtracts in the place of the mean, so that products of float16 are exact, see e."""
+    cdef double near
+    if real is float16:
+        near = (mean + 402653184.0) - 402653184.0  # 1.5 * 2^28: to a multiple of 2^-24
+        if fabs(mean) < 131072.0:
+            mean = near
+        elif mean - mean == 0:
+            mean = 0.0
+    return mean
+
+
+cdef void prepare(const bnbp_arguments* a, const Channels* ch, Py_ssize_t first, Py_ssize_t last, real tag
+                  ) noexcept nogil:
+    """Sets what `reduce` subtracts from the elements of some channels."""
+    cdef double[8] mean
+    cdef Py_ssize_t c, k, count
+    for c in range(first, last, 8):
+        count = min(last - c, FEW)
+        get(mean, a.mean, c, count, a.parameter_type, 0.0)
+        if real is float16:
+            for k in range(8):
+                mean[k] = center(mean[k], <real> 0)
+        store_few(ch.mean + c, mean, count)
 
 
 cdef inline Twofold inverse_std(double variance, double epsilon, real tag) noexcept nogil:
@@ -29,108 +80,180 @@ cdef inline double scale_of(double gamma, Twofold inv_std, real tag) noexcept no
         return gamma * inv_std.hi
 
 
-cdef double number(const void* vector, Py_ssize_t c, bnbp_type type, double absent) noexcept nogil:
-    """Element `c` of a vector that may be left out."""
-    if vector is NULL:
-        return absent
-    if type == BNBP_F32:
-        return (<const float*> vector)[c]
-    if type == BNBP_F64:
-        return (<const double*> vector)[c]
-    if type == BNBP_F16:
-        return (<const float16*> vector)[c]
-    return (<const bfloat16*> vector)[c]
+cdef inline void add_chunks(Totals* t, const double[:, :, ::1]& partial, Py_ssize_t chunks, Py_ssize_t c,
+                            Py_ssize_t count) noexcept nogil:
+    """Adds the sums of the chunks in their order."""
+    cdef double[8] delta, delta_lo, product, product_lo
+    cdef Py_ssize_t k, chunk
+    for chunk in range(chunks):
+        load_few(delta, &partial[chunk, 0, c], count)
+        load_few(product, &partial[chunk, 1, c], count)
+        load_few(delta_lo, &partial[chunk, 2, c], count)
+        load_few(product_lo, &partial[chunk, 3, c], count)
+        if chunk == 0:
+            for k in range(8):
+                t.delta[k], t.product[k], t.delta_lo[k], t.product_lo[k] = (
+                    delta[k], product[k], delta_lo[k], product_lo[k])
+        else:
+            for k in range(8):
+                add(&t.delta[k], &t.delta_lo[k], delta[k], delta_lo[k], 1.0)
+                add(&t.product[k], &t.product_lo[k], product[k], product_lo[k], 1.0)
 
 
-cdef void put(void* vector, Py_ssize_t c, bnbp_type type, double value) noexcept nogil:
-    """Sets element `c` of a vector that may be left out, rounding once."""
-    if vector is NULL:
-        return
-    if type == BNBP_F32:
-        (<float*> vector)[c] = <float> value
-    elif type == BNBP_F64:
-        (<double*> vector)[c] = value
-    elif type == BNBP_F16:
-        (<float16*> vector)[c] = <float16> value
-    else:
-        (<bfloat16*> vector)[c] = <bfloat16> value
+cdef inline void merge_chunks(Totals* t, const double[:, :, ::1]& partial, const Plan* p, Py_ssize_t c,
+                              Py_ssize_t count) noexcept nogil:
+    """Merges the statistics of the chunks, mean and m2, in their order.
 
-
-cdef void combine(
-    const Plan* p,
-    const double[:, :, ::1]& partial,   # IN  (chunks, C, 4)
-    Py_ssize_t c0, Py_ssize_t c1,
-    Sums* sums,                         # OUT (c1 - c0)
-) noexcept nogil:
-    """The sums of a few channels, from those of their chunks in their order; of statistics, mean and m2."""
-    cdef const Sums* chunk
-    cdef Sums* total
+    Chan, Golub and LeVeque: means move towards each other, and the squares grow by what lay between them.
+    """
+    cdef double[8] mean, mean_lo, m2, m2_lo
+    cdef Py_ssize_t k, chunk
+    cdef double elements = 0, more, between, share
     cdef Twofold step
-    cdef double count = 0, more, between, share
-    cdef Py_ssize_t k, c
-    memset(sums, 0, (c1 - c0) * sizeof(Sums))
-    for k in range(p.chunks):
-        more = count_of(p, k)
-        share = more / (count + more)
-        for c in range(c0, c1):
-            chunk, total = <const Sums*> &partial[k, c, 0], &sums[c - c0]
-            if p.operator != TRAINING:
-                add_sums(total, chunk.delta, chunk.delta_lo, chunk.product, chunk.product_lo, <double> 0)
-                continue
-            # Chan, Golub and LeVeque: means move towards each other, and the squares grow by what lay between them.
-            if k == 0:
-                total.delta, total.delta_lo = chunk.delta, chunk.delta_lo
-            step = two_sum(chunk.delta, -total.delta)
-            between = step.hi + (step.lo + (chunk.delta_lo - total.delta_lo))
-            add_sums(total, between * share, 0.0, chunk.product, chunk.product_lo, <double> 0)
-            add(&total.product, &total.product_lo, between * between * share * count, 0.0)
-        count += more
+    for chunk in range(p.chunks):
+        more = count_of(p, chunk)
+        share = more / (elements + more)
+        load_few(mean, &partial[chunk, 0, c], count)
+        load_few(m2, &partial[chunk, 1, c], count)
+        load_few(mean_lo, &partial[chunk, 2, c], count)
+        load_few(m2_lo, &partial[chunk, 3, c], count)
+        if chunk == 0:
+            for k in range(8):
+                t.delta[k], t.product[k], t.delta_lo[k], t.product_lo[k] = mean[k], 0.0, mean_lo[k], 0.0
+        for k in range(8):
+            step = two_sum(mean[k], -t.delta[k])
+            between = step.hi + (step.lo + (mean_lo[k] - t.delta_lo[k]))
+            add(&t.delta[k], &t.delta_lo[k], between * share, 0.0, 1.0)
+            add(&t.product[k], &t.product_lo[k], m2[k], m2_lo[k], 1.0)
+            add(&t.product[k], &t.product_lo[k], between * between * share * elements, 0.0, 1.0)
+        elements += more
 
 
-cdef void finish(const bnbp_arguments* a, const Plan* p, Sums sums, Channel* ch, Py_ssize_t c, bint writes, real tag
-                 ) noexcept nogil:
-    """One channel: prepare `apply`, and write its outputs."""
-    cdef Twofold mean, delta, product, inv_std
-    cdef bnbp_type type = a.parameter_type
-    cdef double m = a.count, scale, m2
-    cdef double gamma = number(a.gamma, c, type, 1.0), beta = number(a.beta, c, type, 0.0)
-    if p.operator == TRAINING:
-        mean = whole(sums.delta, sums.delta_lo)
-        m2 = max(sums.product + sums.product_lo, 0.0)
-        product = whole(m2 / m, 0.0)
-        if m == 0:
-            mean.hi = product.hi = NAN  # the mean of nothing
-        if writes:
-            put(a.batch_mean, c, type, mean.hi)
-            put(a.batch_variance, c, type, product.hi)
-            put(a.statistics_mean, c, BNBP_F64, mean.hi)
-            put(a.statistics_m2, c, BNBP_F64, m2)
-        scale = scale_of(gamma, inverse_std(product.hi, a.epsilon, tag), tag)
-        normalize_with(ch, mean, scale, beta, tag)
-        return
+cdef inline void set_coefficients(const Channels* ch, Py_ssize_t c, Py_ssize_t count, const double* a, const double* b,
+                                  const double* d0, const double* d1, real tag) noexcept nogil:
+    """Sets a, b, c and d of some channels."""
+    cdef Py_ssize_t k
+    cdef char[8] fits
+    store_few(ch.wide[0] + c, a, count)
+    store_few(ch.wide[1] + c, b, count)
+    store_few(ch.wide[2] + c, d0, count)
+    store_few(ch.wide[3] + c, d1, count)
+    if real is not double:
+        store_few(ch.narrow[0] + c, a, count)
+        store_few(ch.narrow[1] + c, b, count)
+        store_few(ch.narrow[2] + c, d0, count)
+        store_few(ch.narrow[3] + c, d1, count)
+        for k in range(8):
+            fits[k] = in_range(a[k]) & in_range(b[k]) & in_range(d0[k]) & in_range(d1[k])
+        memcpy(ch.in_range + c, fits, count)
 
-    delta, product = whole(sums.delta, sums.delta_lo), whole(sums.product, sums.product_lo)
+
+cdef inline void normalize_with(const bnbp_arguments* a, const Channels* ch, Py_ssize_t c, Py_ssize_t count,
+                                const double* mean, const double* mean_lo, const double* scale, real tag
+                                ) noexcept nogil:
+    """The mean is subtracted in two steps, so that a float32 difference keeps what the mean has beyond float32."""
+    cdef double[8] hi, lo, beta
+    cdef Py_ssize_t k
+    get(beta, a.beta, c, count, a.parameter_type, 0.0)
+    for k in range(8):
+        hi[k] = mean[k] if real is double else <float> mean[k]
+        lo[k] = (mean[k] - hi[k]) + mean_lo[k]
+    set_coefficients(ch, c, count, hi, lo, scale, beta, tag)
+
+
+cdef inline void finish_training(const bnbp_arguments* a, const Plan* p, const Channels* ch,
+                                 const double[:, :, ::1]& partial, Py_ssize_t c, Py_ssize_t count, bint writes,
+                                 real tag) noexcept nogil:
+    """A few channels of the forward operator: mean, variance, and what `apply` normalises with."""
+    cdef Totals t
+    cdef double[8] mean, mean_lo, variance, m2, gamma, scale
+    cdef Twofold total
+    cdef double m = a.count
+    cdef Py_ssize_t k
+    if p.reduces:
+        merge_chunks(&t, partial, p, c, count)
+    if not p.reduces or m == 0:  # the mean of nothing
+        for k in range(8):
+            t.delta[k] = t.product[k] = t.product_lo[k] = t.delta_lo[k] = 0.0
+    get(gamma, a.gamma, c, count, a.parameter_type, 1.0)
+    for k in range(8):
+        total = whole(t.delta[k], t.delta_lo[k])
+        mean[k], mean_lo[k] = total.hi if m else NAN, total.lo
+        m2[k] = max(t.product[k] + t.product_lo[k], 0.0)
+        variance[k] = m2[k] / m
+        scale[k] = scale_of(gamma[k], inverse_std(variance[k], a.epsilon, tag), tag)
+    if writes:
+        put(a.batch_mean, c, count, a.parameter_type, mean)
+        put(a.batch_variance, c, count, a.parameter_type, variance)
+        put(a.statistics_mean, c, count, BNBP_F64, mean)
+        put(a.statistics_m2, c, count, BNBP_F64, m2)
+    normalize_with(a, ch, c, count, mean, mean_lo, scale, tag)
+
+
+cdef inline void finish_gradient(const bnbp_arguments* a, const Plan* p, const Channels* ch,
+                                 const double[:, :, ::1]& partial, Py_ssize_t c, Py_ssize_t count, bint writes,
+                                 real tag) noexcept nogil:
+    """A few channels of a gradient, or of the operator that normalises with given statistics."""
+    cdef Totals t
+    cdef double[8] mean, gamma, variance, zero, delta, product, slope, scale, share
+    cdef Twofold delta_sum, product_sum, inv_std
+    cdef double m = a.count, per_element = 1.0 / m
+    cdef Py_ssize_t k
+    for k in range(8):
+        zero[k] = t.delta[k] = t.delta_lo[k] = t.product[k] = t.product_lo[k] = 0.0
+    if p.reduces:
+        add_chunks(&t, partial, p.chunks, c, count)
+    get(mean, a.mean, c, count, a.parameter_type, 0.0)
+    get(gamma, a.gamma, c, count, a.parameter_type, 1.0)
+    get(variance, a.variance, c, count, a.parameter_type, 1.0)
     if real is float16:
-        if ch.mean - ch.mean == 0:  # sum dy (x - mean) = sum dy (x - center) + (center - mean) sum dy
-            product.hi += (center(ch.mean, <real> 0) - ch.mean) * delta.hi
+        for k in range(8):  # sum dy (x - mean) = sum dy (x - center) + (center - mean) sum dy
+            if mean[k] - mean[k] == 0:
+                t.product[k] += (center(mean[k], <real> 0) - mean[k]) * t.delta[k]
     if a.delta_sum is not NULL:
-        delta = whole(number(a.delta_sum, c, BNBP_F64, 0.0), 0.0)
-        product = whole(number(a.delta_centered_sum, c, BNBP_F64, 0.0), 0.0)
+        get(t.delta, a.delta_sum, c, count, BNBP_F64, 0.0)
+        get(t.product, a.delta_centered_sum, c, count, BNBP_F64, 0.0)
+    for k in range(8):
+        delta_sum, product_sum = whole(t.delta[k], t.delta_lo[k]), whole(t.product[k], t.product_lo[k])
+        delta[k], product[k] = delta_sum.hi, product_sum.hi
+        t.delta_lo[k], t.product_lo[k] = delta_sum.lo, product_sum.lo
     if writes:
-        put(a.reduced_delta, c, BNBP_F64, delta.hi)
-        put(a.reduced_product, c, BNBP_F64, product.hi)
-    inv_std = inverse_std(number(a.variance, c, type, 1.0), a.epsilon, tag)
-    scale = scale_of(gamma, inv_std, tag)
-    if m or product.hi:  # the sum of nothing is 0, even where inv_std is infinite
-        product = times(product, inv_std)
+        put(a.reduced_delta, c, count, BNBP_F64, delta)
+        put(a.reduced_product, c, count, BNBP_F64, product)
+    for k in range(8):
+        inv_std = inverse_std(variance[k], a.epsilon, tag)
+        scale[k] = scale_of(gamma[k], inv_std, tag)
+        product_sum.hi, product_sum.lo = product[k], t.product_lo[k]
+        delta_sum.hi, delta_sum.lo = delta[k], t.delta_lo[k]
+        if real is double:
+            product_sum = times(product_sum, inv_std)
+            slope[k] = over(times(product_sum, inv_std), m).hi
+            share[k] = over(delta_sum, m).hi
+        else:
+            product_sum.hi = product_sum.hi * inv_std.hi
+            slope[k] = product_sum.hi * inv_std.hi * per_element
+            share[k] = delta_sum.hi * per_element
+        if m or product[k]:  # the sum of nothing is 0, even where inv_std is infinite
+            product[k] = product_sum.hi
     if writes:
-        put(a.gamma_delta, c, type, product.hi)
-        put(a.beta_delta, c, type, delta.hi)
-
-    mean.hi, mean.lo = ch.mean, 0.0
+        put(a.gamma_delta, c, count, a.parameter_type, product)
+        put(a.beta_delta, c, count, a.parameter_type, delta)
     if p.operator == BACKPROP:
-        set_coefficients(ch, over(delta, m).hi, ch.mean, over(times(product, inv_std), m).hi, scale)
+        set_coefficients(ch, c, count, share, mean, slope, scale, tag)
     elif p.operator == INFERENCE:
-        normalize_with(ch, mean, scale, beta, tag)
+        normalize_with(a, ch, c, count, mean, zero, scale, tag)
     else:  # dx = (dy - 0) scale + -0: adding -0 changes no number, not even the sign of a zero
-        set_coefficients(ch, 0.0, 0.0, scale, -0.0)
+        for k in range(8):
+            share[k] = -0.0
+        set_coefficients(ch, c, count, zero, zero, scale, share, tag)
+
+
+cdef void finish(const bnbp_arguments* a, const Plan* p, const Channels* ch, const double[:, :, ::1]& partial,
+                 Py_ssize_t first, Py_ssize_t last, bint writes, real tag) noexcept nogil:
+    """The channels [first, last): prepare `apply`, and write their outputs."""
+    cdef Py_ssize_t c
+    for c in range(first, last, 8):
+        if p.operator == TRAINING:
+            finish_training(a, p, ch, partial, c, min(last - c, FEW), writes, tag)
+        else:
+            finish_gradient(a, p, ch, partial, c, min(last - c, FEW), writes, tag)

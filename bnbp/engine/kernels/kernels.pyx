@@ -74,7 +74,7 @@ from cython.parallel cimport parallel, prange, threadid
 from libc.math cimport NAN, fabs, sqrt
 from libc.stdlib cimport free, malloc
 from libc.stdint cimport uintptr_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memchr, memcpy, memset
 
 from bnbp.kernels cimport (
     BNBP_F16,
@@ -94,8 +94,6 @@ from bnbp.kernels cimport (
 cdef extern from "machine.h" nogil:
     ctypedef short float16
     ctypedef unsigned short bfloat16
-    ctypedef struct wide_block:
-        float[256] at
 
 ctypedef fused real:   # the type of the tensors
     float16
@@ -127,9 +125,32 @@ cdef extern from "machine.h" nogil:
     void widen_any(double* to, const float* source)
     void widen_any(float* to, const float16* source)
     void widen_any(float* to, const bfloat16* source)
-    const int BNBP_WIDENS_AT_ONCE
+    void widen_part(double* to, const float16* source, Py_ssize_t count)
+    void widen_part(double* to, const bfloat16* source, Py_ssize_t count)
+    void widen_part(double* to, const float* source, Py_ssize_t count)
+    void widen_part(float* to, const double* source, Py_ssize_t count)
+    void widen_part(float* to, const float16* source, Py_ssize_t count)
+    void widen_part(float* to, const bfloat16* source, Py_ssize_t count)
+    void widen_part_any(double* to, const float16* source, Py_ssize_t count)
+    void widen_part_any(double* to, const bfloat16* source, Py_ssize_t count)
+    void widen_part_any(double* to, const float* source, Py_ssize_t count)
+    void load_few(double* to, const float16* source, Py_ssize_t count)
+    void load_few(double* to, const bfloat16* source, Py_ssize_t count)
+    void load_few(double* to, const float* source, Py_ssize_t count)
+    void load_few(double* to, const double* source, Py_ssize_t count)
+    void store_few(float16* to, const double* source, Py_ssize_t count)
+    void store_few(bfloat16* to, const double* source, Py_ssize_t count)
+    void store_few(float* to, const double* source, Py_ssize_t count)
+    void store_few(double* to, const double* source, Py_ssize_t count)
+    void load_part(float* to, const float* source, Py_ssize_t count)
+    void load_part(double* to, const double* source, Py_ssize_t count)
+    void store_part(float16* to, const float16* source, Py_ssize_t count)
+    void store_part(bfloat16* to, const bfloat16* source, Py_ssize_t count)
+    void store_part(float* to, const float* source, Py_ssize_t count)
+    void store_part(double* to, const double* source, Py_ssize_t count)
     void widen(float* to, const float16* source)
     void widen(float* to, const bfloat16* source)
+    void widen(float* to, const double* source)
     void widen_line(float* to, const float16* source)
     void widen_line(float* to, const bfloat16* source)
     void narrow_line(float16* to, const float* source)
@@ -138,6 +159,8 @@ cdef extern from "machine.h" nogil:
     void narrow(bfloat16* to, const float* source)
     void narrow(float16* to, const double* source)
     void narrow(bfloat16* to, const double* source)
+    void narrow(float* to, const double* source)
+    void narrow(double* to, const float* source)
     void stream_half_line(void* to, const void* source)
     void stream_line(void* to, const void* source)
     void stream_fence()
@@ -149,15 +172,45 @@ cdef extern from "machine.h" nogil:
     const int BNBP_OPENMP
     const char* BNBP_ISA
 
+cdef extern from "lanes.h" nogil:
+    cppclass lanes:   # LANES numbers of float64, in registers
+        lanes operator+(lanes)
+        lanes operator-(lanes)
+        lanes operator*(lanes)
+        lanes operator-()
+    void fill(lanes& to, double value)
+    void load(lanes& to, const double* source)
+    void store(double* to, const lanes& source)
+    lanes plus(const lanes& a, const lanes& b, double one)
+    lanes minus(const lanes& a, const lanes& b, double one)
+    lanes product_error(const lanes& a, const lanes& b, const lanes& p)
+    lanes plus_exact_product(const lanes& a, const lanes& b, const lanes& c)
+    lanes first_of(const lanes& source, Py_ssize_t count)
+    lanes first_of_pairs(const lanes& source, Py_ssize_t count)
+    double sum(const lanes& source)
+    void sum_of_four(double* to, const double* source, Py_ssize_t apart)
+
+ctypedef fused number:  # what sums are made of
+    double
+    lanes
+
 # The reasons are times measured on two cores of an Intel Xeon (Sapphire Rapids or later, L2 2 MiB), x86-64-v4, float32.
 cdef enum:
-    # Elements from which a run is summed in lanes. 7 x 7 planes take 0.29 ns an element so and 0.46 by rows, 4 x 4 0.57
-    # and 0.31.
-    RUN = 32
+    # Elements from which a run is summed in lanes: those of one register.
+    RUN = 16
     # Elements of a channel that are summed together: 5 % faster than 4096, and 16384 leave too few for a team.
     CHUNK = 8192
     # Accumulators of a run: 4 registers of 512 bits or 8 of 256 for both sums; twice as many AVX2 does not have.
     LANES = 16
+    # Terms that an accumulator takes before its sum is put aside.
+    TERMS = 128
+    PIECE = TERMS * 16
+    # Positions of a row whose coefficients are in registers together.
+    COLUMNS = 64
+    # Channels that are finished at a time: a register of 512 bits.
+    FEW = 8
+    # Bytes that a unit is read from where everything fits L2: it is still in L1 when it is applied to.
+    UNIT = 32768
     # Channels of a unit; the lanes of these are 16 KiB.
     WIDTH = 32
     # Elements of a unit's row, at least, where L2 allows it: less would be read in bits and pieces.
@@ -171,14 +224,14 @@ cdef enum:
     # Positions of a row that has all channels, at most: 2048 channels in four parts take 1.53 ms, in one 1.41.
     POSITIONS = 2048
     # Rows whose sums stay in registers before they go back to the accumulators. 4 and 16 are 5 to 10 % slower.
-    GROUP = 8
+    GROUP = 16
     # Rows in a chunk of short runs, at least: 64 cost 10 % for their sums.
-    ROWS = 128
+    ROWS = 512
     # Chunks of short runs, about, where there are more rows than that: those of 128 rows took as long to combine as to
     # read, for 25088 rows of 512 channels.
     CHUNKS = 64
     # Rows in a chunk of short runs, at most.
-    MOST = 1920
+    MOST = 8192
     # Bytes asked for ahead, line by line, into L1: 64 x 112 x 112 reduce in 5.2 ms instead of 7.6 for it, and into L2
     # only, 256 x 56 x 56 take 9.6 ms instead of 9.0. 2048 and 8192 are as good. Asking only where a page begins, or for
     # every other line, and leaving the rest to the hardware, costs 10 and 30 %.
@@ -195,10 +248,11 @@ cdef enum:
 include "twofold.pxi"
 include "element.pxi"
 include "plan.pxi"
+include "channels.pxi"
 include "reduce.pxi"
+include "finish.pxi"
 include "apply.pxi"
 include "sweep.pxi"
-include "finish.pxi"
 include "tiles.pxi"
 include "schedule.pxi"
 include "table.pxi"

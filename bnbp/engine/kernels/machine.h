@@ -7,6 +7,7 @@
 #endif
 
 #include <math.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -168,11 +169,6 @@ struct bfloat16 {
     operator float() const { return float_of((uint32_t)bits << 16); }
 };
 
-/* Numbers on the stack where cache lines begin: otherwise every other store of a register would touch two. */
-typedef struct {
-    alignas(64) float at[256];
-} wide_block;
-
 /* 16 numbers one by one, each rounded once: where there are no instructions for it, and where it does not matter. */
 template <typename To, typename From> static inline void convert(To* to, const From* from) {
     for (int i = 0; i < 16; ++i)
@@ -240,6 +236,9 @@ static inline void widen(double* to, const bfloat16* from) {
 #endif
 }
 
+/* Not called: the two types of float32 and float64 that the kernels are written for are one, or the other way round. */
+static inline void widen(float* to, const double* from) { convert(to, from); }
+
 /* 16 numbers for a sum, whose order is free: of bfloat16 those at even places come first, as registers have them. */
 static inline void widen_any(double* to, const float* from) { widen(to, from); }
 static inline void widen_any(double* to, const float16* from) { widen(to, from); }
@@ -263,12 +262,135 @@ static inline void widen_any(float* to, const bfloat16* from) {
 #endif
 }
 
-/* Whether sums of 16-bit numbers are best made without a detour over memory as float32. */
-#if defined(__AVX512F__)
-#define BNBP_WIDENS_AT_ONCE 1
-#else
-#define BNBP_WIDENS_AT_ONCE 0
+/* The first `count` (1 to 15) of 16 numbers, then zeros; and back. Nothing past them is read or written. */
+#if defined(__AVX2__) && !defined(__AVX512F__)
+static inline __m256i first_of_eight(ptrdiff_t count) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+static inline __m256i first_of_four(ptrdiff_t count) {
+    return _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3));
+}
 #endif
+template <typename T> static inline void load_some(T* to, const T* from, ptrdiff_t count) {
+    memset((void*)to, 0, 16 * sizeof(T));
+    memcpy((void*)to, from, (size_t)count * sizeof(T));
+}
+static inline void load_part(float* to, const float* from, ptrdiff_t count) {
+#if defined(__AVX512F__)
+    _mm512_storeu_ps(to, _mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), from));
+#elif defined(__AVX2__)
+    _mm256_storeu_ps(to, _mm256_maskload_ps(from, first_of_eight(count)));
+    _mm256_storeu_ps(to + 8, _mm256_maskload_ps(from + 8, first_of_eight(count - 8)));
+#else
+    load_some(to, from, count);
+#endif
+}
+static inline void load_part(double* to, const double* from, ptrdiff_t count) {
+#if defined(__AVX512F__)
+    const unsigned mask = (1u << count) - 1;
+    _mm512_storeu_pd(to, _mm512_maskz_loadu_pd((__mmask8)mask, from));
+    _mm512_storeu_pd(to + 8, _mm512_maskz_loadu_pd((__mmask8)(mask >> 8), from + 8));
+#elif defined(__AVX2__)
+    for (int i = 0; i < 16; i += 4)
+        _mm256_storeu_pd(to + i, _mm256_maskload_pd(from + i, first_of_four(count - i)));
+#else
+    load_some(to, from, count);
+#endif
+}
+static inline void widen_part(double* to, const float* from, ptrdiff_t count) {
+#if defined(__AVX512F__)
+    const unsigned mask = (1u << count) - 1;
+    _mm512_storeu_pd(to, _mm512_cvtps_pd(_mm256_maskz_loadu_ps((__mmask8)mask, from)));
+    _mm512_storeu_pd(to + 8, _mm512_cvtps_pd(_mm256_maskz_loadu_ps((__mmask8)(mask >> 8), from + 8)));
+#elif defined(__AVX2__)
+    for (int i = 0; i < 16; i += 8) {
+        const __m256 some = _mm256_maskload_ps(from + i, first_of_eight(count - i));
+        _mm256_storeu_pd(to + i, _mm256_cvtps_pd(_mm256_castps256_ps128(some)));
+        _mm256_storeu_pd(to + i + 4, _mm256_cvtps_pd(_mm256_extractf128_ps(some, 1)));
+    }
+#else
+    float some[16];
+    load_some(some, from, count);
+    widen(to, some);
+#endif
+}
+template <typename To, typename From> static inline void widen_part(To* to, const From* from, ptrdiff_t count) {
+    From some[16];
+    load_some(some, from, count);
+    widen(to, some);
+}
+static inline void widen_part_any(double* to, const float* from, ptrdiff_t count) { widen_part(to, from, count); }
+template <typename From> static inline void widen_part_any(double* to, const From* from, ptrdiff_t count) {
+    From some[16];
+    load_some(some, from, count);
+    widen_any(to, some);
+}
+static inline void store_part(float* to, const float* from, ptrdiff_t count) {
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(to, (__mmask16)((1u << count) - 1), _mm512_loadu_ps(from));
+#elif defined(__AVX2__)
+    _mm256_maskstore_ps(to, first_of_eight(count), _mm256_loadu_ps(from));
+    _mm256_maskstore_ps(to + 8, first_of_eight(count - 8), _mm256_loadu_ps(from + 8));
+#else
+    memcpy(to, from, (size_t)count * sizeof *to);
+#endif
+}
+static inline void store_part(double* to, const double* from, ptrdiff_t count) {
+#if defined(__AVX512F__)
+    const unsigned mask = (1u << count) - 1;
+    _mm512_mask_storeu_pd(to, (__mmask8)mask, _mm512_loadu_pd(from));
+    _mm512_mask_storeu_pd(to + 8, (__mmask8)(mask >> 8), _mm512_loadu_pd(from + 8));
+#elif defined(__AVX2__)
+    for (int i = 0; i < 16; i += 4)
+        _mm256_maskstore_pd(to + i, first_of_four(count - i), _mm256_loadu_pd(from + i));
+#else
+    memcpy(to, from, (size_t)count * sizeof *to);
+#endif
+}
+template <typename T> static inline void store_part(T* to, const T* from, ptrdiff_t count) {
+    memcpy(to, from, (size_t)count * sizeof(T));
+}
+
+/* The first `count` (1 to 8) of 8 numbers as float64, then zeros; and back. */
+template <typename T> static inline void load_few(double* to, const T* from, ptrdiff_t count) {
+#if defined(__AVX512F__)
+    const __mmask8 mask = (__mmask8)((1u << count) - 1);
+    if constexpr (sizeof(T) == 8) {
+        _mm512_storeu_pd(to, _mm512_maskz_loadu_pd(mask, from));
+        return;
+    } else if constexpr (sizeof(T) == 4) {
+        _mm512_storeu_pd(to, _mm512_cvtps_pd(_mm256_maskz_loadu_ps(mask, (const float*)from)));
+        return;
+    }
+#endif
+    if (count == 8) {
+        for (int i = 0; i < 8; ++i)
+            to[i] = from[i];
+    } else {
+        for (int i = 0; i < 8; ++i)
+            to[i] = i < count ? (double)from[i] : 0.0;
+    }
+}
+template <typename T> static inline void store_few(T* to, const double* from, ptrdiff_t count) {
+#if defined(__AVX512F__)
+    const __mmask8 mask = (__mmask8)((1u << count) - 1);
+    if constexpr (sizeof(T) == 8) {
+        _mm512_mask_storeu_pd(to, mask, _mm512_loadu_pd(from));
+        return;
+    } else if constexpr (sizeof(T) == 4) {
+        _mm256_mask_storeu_ps((float*)to, mask, _mm512_cvtpd_ps(_mm512_loadu_pd(from)));
+        return;
+    }
+#endif
+    if (count == 8) {
+        for (int i = 0; i < 8; ++i)
+            to[i] = T(from[i]);
+    } else {
+        for (int i = 0; i < 8; ++i)
+            if (i < count)
+                to[i] = T(from[i]);
+    }
+}
 
 /* 16 numbers in a 16-bit type. */
 static inline void narrow(float16* to, const float* from) {
@@ -303,6 +425,8 @@ static inline void narrow(bfloat16* to, const float* from) {
 }
 static inline void narrow(float16* to, const double* from) { convert(to, from); }
 static inline void narrow(bfloat16* to, const double* from) { convert(to, from); }
+static inline void narrow(float* to, const double* from) { convert(to, from); }
+static inline void narrow(double* to, const float* from) { convert(to, from); } /* not called */
 
 /* Writes a cache line, or half of one, past the caches: it is then not read before it is written, and does not push out
    what the other pass still needs. Where `from` is in an array that nothing else looks at, that stays in registers. */

@@ -11,6 +11,7 @@ cdef struct Plan:
     Operator operator
     Py_ssize_t n, c, s
     bint runs              # S is long enough for lanes
+    Py_ssize_t together    # rows whose terms are summed together, TERMS at most to an accumulator
     Py_ssize_t merge       # rows of (C, S) that are taken as one, where they are very short
     Py_ssize_t chunk_rows  # rows of a chunk
     Py_ssize_t per_run     # chunks in a run
@@ -41,16 +42,18 @@ cdef Plan plan_of(const bnbp_arguments* a, Operator operator, bint reduces, bint
     cdef Py_ssize_t size = 8 if a.type == BNBP_F64 else 4 if a.type == BNBP_F32 else 2
     cdef Py_ssize_t bytes_read = size * (1 if operator == TRAINING else 2)
     cdef Py_ssize_t l2 = kernels_.l2_size, elements = a.n * a.c * a.s, group, most
+    cdef bint cached
     p.operator = operator
     p.n, p.c, p.s = a.n, a.c, a.s
     p.reduces, p.applies = reduces, applies
-    p.streams = elements * size >= l2 and not in_place
+    p.streams = elements * size >= 2 * l2 and not in_place
     p.team = 1
     if elements >= REGION and not kernels_.serial:
         p.team = min(a.num_threads if a.num_threads > 0 else default_team(), MAX_TEAM)
-    p.runs = a.s >= RUN
-    p.far = True
-    p.merge = p.per_run = p.width = p.length = 1
+    cached = elements * size * (2 if operator == TRAINING else 3) <= 8 * l2 * p.team
+    p.runs = a.s >= max(RUN, 64 // size)  # a cache line has no more than two channels
+    p.far = not cached
+    p.merge = p.per_run = p.width = p.length = p.together = 1
     p.chunks = p.chunk_rows = 0
     p.shared = p.fused = False
     p.tiled = elements and a.lengths is not NULL
@@ -63,8 +66,9 @@ cdef Plan plan_of(const bnbp_arguments* a, Operator operator, bint reduces, bint
         p.per_run = (a.s + p.length - 1) // p.length
         p.chunk_rows = max(CHUNK // a.s, 1)
         p.chunks = (a.n + p.chunk_rows - 1) // p.chunk_rows * p.per_run
+        p.together = max(TERMS // ((a.s + LANES - 1) // LANES), 1)
     elif elements:
-        if a.c * a.s <= SPAN // 2:
+        if a.c * a.s < COLUMNS:
             p.merge = SPAN // (a.c * a.s)
             if p.merge > LANES:
                 p.merge -= p.merge % LANES  # whole lanes
@@ -84,15 +88,15 @@ cdef Plan plan_of(const bnbp_arguments* a, Operator operator, bint reduces, bint
     if p.tiled:
         plan_tiles(&p, size)
     elif elements and p.runs:
-        plan_runs(&p, a.n * a.s * bytes_read, 64 // size)
+        plan_runs(&p, a.n * a.s * bytes_read, 64 // size, cached)
     elif elements:
-        plan_rows(&p, a.n * a.s * bytes_read)
+        plan_rows(&p, a.n * a.s * bytes_read, cached)
     p.units = (p.c + p.unit - 1) // p.unit
     p.private = p.shared and p.runs and p.reduces
     return p
 
 
-cdef inline void plan_runs(Plan* p, Py_ssize_t channel, Py_ssize_t line) noexcept nogil:
+cdef inline void plan_runs(Plan* p, Py_ssize_t channel, Py_ssize_t line, bint cached) noexcept nogil:
     """Units of channels with long runs; `channel` is the bytes that one of them is read from."""
     cdef Py_ssize_t l2 = kernels_.l2_size, aligned = 1, unit
     if not p.reduces:  # nothing is read twice, and long stretches of memory are best
@@ -104,6 +108,16 @@ cdef inline void plan_runs(Plan* p, Py_ssize_t channel, Py_ssize_t line) noexcep
         elif p.team > 1 and not p.shared:
             p.unit = max(p.c // (4 * p.team), 1)
         return
+    if cached:
+        unit = max(UNIT // channel, 1)
+        if unit > FEW:
+            unit -= unit % FEW
+        if p.team > 1 and p.c >= 2 * p.team:
+            p.unit = min(unit, (p.c + p.team - 1) // p.team)
+            return
+        if p.team == 1 or p.chunks < 2 * p.team:
+            p.unit, p.team = min(unit, p.c), 1
+            return
     while aligned * p.s % line:
         aligned *= 2
     unit = aligned
@@ -120,9 +134,19 @@ cdef inline void plan_runs(Plan* p, Py_ssize_t channel, Py_ssize_t line) noexcep
     p.fused = p.applies and unit * channel <= l2 // 2 * (p.team if p.shared else 1)
 
 
-cdef inline void plan_rows(Plan* p, Py_ssize_t channel) noexcept nogil:
+cdef inline void plan_rows(Plan* p, Py_ssize_t channel, bint cached) noexcept nogil:
     """Tasks and units of channels with short runs; `channel` is the bytes that one of them is read from."""
     cdef Py_ssize_t l2 = kernels_.l2_size
+    if cached and p.merge == 1:
+        p.width = min(POSITIONS // p.s, p.c)
+        if p.team > 1 and p.c * p.s >= COLUMNS * p.team:  # to each its own columns
+            p.unit = ((p.c + p.team - 1) // p.team + 15) // 16 * 16
+            p.width = min(p.width, p.unit)
+            return
+        if p.chunks < p.team:
+            p.team = 1
+        p.shared = p.team > 1
+        return
     p.width = p.c if p.merge > 1 else max(min(SPAN // p.s, p.c, l2 // 2 // channel), SPAN // 2 // p.s, 1)
     if p.reduces and p.width * channel <= l2 // 2 and p.width < p.c:
         p.unit = p.width

@@ -1,29 +1,56 @@
-# Reduce.
+# Reduce: the sums of a chunk.
 
-cdef struct Lanes:         # the sums of a channel's runs: lane i % LANES has those of element i of each
-    double[16] delta, product, delta_lo, product_lo
+cdef extern from "lanes.h" nogil:
+    ctypedef struct LaneSums:  # of LANES accumulators: of float64 with what was rounded off, of others with what was put aside
+        lanes delta, delta_lo, product, product_lo
 
 
-cdef inline void add_lanes(const real* x, const real* dy, const double* mean, Py_ssize_t each, double* delta,
-                           double* delta_lo, double* product, double* product_lo, bint statistics, bint exact,
-                           double unit) noexcept nogil:
-    """Adds LANES elements side by side to their sums; `each` has its own mean (1), or all the same (0)."""
-    cdef double[LANES] xs, dys
-    cdef Py_ssize_t lane
+# ---- LANES elements side by side
+
+cdef inline void widen_lanes(double* to, const real* source, Py_ssize_t count, bint each) noexcept nogil:
+    """LANES numbers in float64, or fewer and then zeros. In order, if `each` is to find its own accumulator."""
     if real is double:
-        for lane in range(16):  # literal bounds: with an enum GCC keeps the lanes in memory
-            add_term(&delta[lane], &delta_lo[lane], &product[lane], &product_lo[lane], x[lane], dy[lane],
-                     mean[lane * each], statistics, exact, unit, <real> 0)
-    else:
-        if each:
-            widen(xs, x)
-            widen(dys, x if statistics else dy)
+        if count == LANES:
+            memcpy(to, source, LANES * sizeof(double))
         else:
-            widen_any(xs, x)
-            widen_any(dys, x if statistics else dy)
-        for lane in range(16):
-            add_term(&delta[lane], &delta_lo[lane], &product[lane], &product_lo[lane], xs[lane], dys[lane],
-                     mean[lane * each], statistics, exact, unit, <real> 0)
+            load_part(to, source, count)
+    elif count < LANES:
+        if each:
+            widen_part(to, source, count)
+        else:
+            widen_part_any(to, source, count)
+    elif each:
+        widen(to, source)
+    else:
+        widen_any(to, source)
+
+
+cdef inline void add_lanes(const real* x, const real* dy, Py_ssize_t count, bint each, const lanes* shift,
+                           LaneSums* sums, bint statistics, double unit) noexcept nogil:
+    """Adds LANES elements side by side, or the first `count`, to their sums; `shift` is the mean of each, negated.
+
+    `each` has its own accumulator; otherwise bfloat16 of even places come before those of odd ones.
+    """
+    cdef double[LANES] numbers
+    cdef lanes centered, rounded_off, delta
+    widen_lanes(numbers, x, count, each)
+    load(centered, numbers)
+    if real is double:
+        centered = two_sum_of(centered, shift[0], &rounded_off, unit)
+    else:
+        centered = centered + shift[0]
+    if count < LANES:  # there is no deviation where there is no element
+        if real is bfloat16:
+            centered = first_of(centered, count) if each else first_of_pairs(centered, count)
+        else:
+            centered = first_of(centered, count)
+        if real is double:
+            rounded_off = first_of(rounded_off, count)
+    if not statistics:
+        widen_lanes(numbers, dy, count, each)
+        load(delta, numbers)
+    add_term(&sums.delta, &sums.delta_lo, &sums.product, &sums.product_lo, delta, centered, rounded_off, statistics,
+             real is float16 and not statistics, unit, <real> 0)
 
 
 cdef inline void look_ahead(const real* x, const real* dy, Py_ssize_t ahead, bint both) noexcept nogil:
@@ -34,104 +61,196 @@ cdef inline void look_ahead(const real* x, const real* dy, Py_ssize_t ahead, bin
             prefetch(dy + ahead, LANES * sizeof(real))
 
 
-cdef inline void reduce_lanes(const real* x, const real* dy, Py_ssize_t count, Py_ssize_t ahead, double mean,
-                              bint statistics, bint exact, bint pairs, Lanes* sums) noexcept nogil:
-    """`pairs`: the lanes of even places come before those of odd ones."""
-    cdef double[LANES] delta, delta_lo, product, product_lo  # local arrays, which become registers
-    cdef Py_ssize_t i, lane, whole_lanes = count - count % LANES
-    cdef double unit = one()
-    for lane in range(16):
-        delta[lane] = delta_lo[lane] = product[lane] = product_lo[lane] = 0.0
+cdef inline void put_aside(LaneSums* sums, real tag) noexcept nogil:
+    """Adds the sums of the last few terms to what is kept beside them, and begins anew. Those of float64 go on."""
+    if real is not double:
+        sums.delta_lo = sums.delta_lo + sums.delta
+        sums.product_lo = sums.product_lo + sums.product
+        fill(sums.delta, 0.0)
+        fill(sums.product, 0.0)
+
+
+cdef inline void put_together(LaneSums* sums, real tag) noexcept nogil:
+    """What was put aside and what was added since."""
+    if real is not double:
+        sums.delta = sums.delta_lo + sums.delta
+        sums.product = sums.product_lo + sums.product
+
+
+cdef inline void load_sums(LaneSums* sums, const double* memory, real tag) noexcept nogil:
+    load(sums.delta, memory)
+    load(sums.product, memory + LANES)
+    load(sums.delta_lo, memory + 2 * LANES)
+    load(sums.product_lo, memory + 3 * LANES)
+
+
+cdef inline void store_sums(double* memory, const LaneSums* sums, bint all, real tag) noexcept nogil:
+    store(memory, sums.delta)
+    store(memory + LANES, sums.product)
+    if all or real is double:
+        store(memory + 2 * LANES, sums.delta_lo)
+        store(memory + 3 * LANES, sums.product_lo)
+
+
+cdef inline void fold(double* hi, double* lo) noexcept nogil:
+    """Adds the lanes of float64 in halves, into the first."""
+    cdef Py_ssize_t lane
+    for lane in range(8):
+        add(&hi[lane], &lo[lane], hi[lane + 8], lo[lane + 8], 1.0)
+    for lane in range(4):
+        add(&hi[lane], &lo[lane], hi[lane + 4], lo[lane + 4], 1.0)
+    for lane in range(2):
+        add(&hi[lane], &lo[lane], hi[lane + 2], lo[lane + 2], 1.0)
+    add(&hi[0], &lo[0], hi[1], lo[1], 1.0)
+
+
+cdef inline void set_sums(double[:, :, ::1]& partial, Py_ssize_t chunk, Py_ssize_t c, double delta, double product,
+                          double delta_lo, double product_lo) noexcept nogil:
+    partial[chunk, 0, c], partial[chunk, 1, c] = delta, product
+    partial[chunk, 2, c], partial[chunk, 3, c] = delta_lo, product_lo
+
+
+cdef inline void finish_chunk(double[:, :, ::1]& partial, Py_ssize_t chunk, Py_ssize_t c, double shift, double count
+                              ) noexcept nogil:
+    """From the sums of d = x - shift and d^2 to the mean, and m2 = sum d^2 - (sum d)^2 / count."""
+    cdef Twofold delta = whole(partial[chunk, 0, c], partial[chunk, 2, c]), offset = over(delta, count)
+    cdef Twofold square = times(delta, offset), mean = two_sum(shift, offset.hi)
+    set_sums(partial, chunk, c, mean.hi, 0.0, mean.lo + offset.lo,
+             (partial[chunk, 1, c] - square.hi) + (partial[chunk, 3, c] - square.lo))
+
+
+# ---- long runs: an accumulator for each place modulo LANES
+
+cdef inline void reduce_part(const real* x, const real* dy, Py_ssize_t count, Py_ssize_t ahead, const lanes* shift,
+                             LaneSums* sums, bint statistics, double unit) noexcept nogil:
+    """Adds a part of a run: whole lanes and, if it is the end, the rest."""
+    cdef Py_ssize_t i, whole_lanes = count - count % LANES
     for i in range(0, whole_lanes, 16):
         look_ahead(x + i, dy + i, ahead, not statistics)
-        add_lanes(x + i, dy + i, &mean, 0, delta, delta_lo, product, product_lo, statistics, exact, unit)
-    for lane in range(16):
-        add_part(&sums.delta[lane], &sums.delta_lo[lane], delta[lane], delta_lo[lane], <real> 0)
-        add_part(&sums.product[lane], &sums.product_lo[lane], product[lane], product_lo[lane], <real> 0)
-    for i in range(whole_lanes, count):
-        lane = i - whole_lanes
-        if pairs:
-            lane = lane % 2 * 8 + lane // 2
-        add_term(&sums.delta[lane], &sums.delta_lo[lane], &sums.product[lane], &sums.product_lo[lane], x[i], dy[i],
-                 mean, statistics, exact, 1.0, <real> 0)
+        add_lanes(x + i, dy + i, LANES, False, shift, sums, statistics, unit)
+    if whole_lanes < count:
+        add_lanes(x + whole_lanes, dy + whole_lanes, count - whole_lanes, False, shift, sums, statistics, unit)
 
 
-cdef inline void widen_block(float* to, const real* source, Py_ssize_t count, Py_ssize_t ahead) noexcept nogil:
-    """16-bit numbers as float32; asks for what comes `ahead` elements later, unless that is 0."""
-    cdef Py_ssize_t i, whole_lanes = count - count % LANES
-    if real is float16 or real is bfloat16:
-        if ahead:
-            prefetch(source + ahead, count * sizeof(real))
-        for i in range(0, whole_lanes, 16):
-            widen_any(to + i, source + i)
-        for i in range(whole_lanes, count):
-            to[i] = source[i]
+cdef inline void reduce_block_as(const real* x, const real* dy, Py_ssize_t count, Py_ssize_t ahead, double mean,
+                                 bint statistics, bint ends, double* memory) noexcept nogil:
+    cdef LaneSums sums
+    cdef lanes shift
+    fill(shift, -mean)
+    load_sums(&sums, memory, <real> 0)
+    reduce_part(x, dy, count, ahead, &shift, &sums, statistics, one())
+    if ends:
+        put_aside(&sums, <real> 0)
+    store_sums(memory, &sums, ends, <real> 0)
 
 
 cdef void reduce_block(const real* x, const real* dy, Py_ssize_t count, Py_ssize_t ahead, double mean, bint statistics,
-                       Lanes* sums) noexcept nogil:
-    """Adds a block of a run, or less, to the lanes' sums, and asks for what comes `ahead` elements later."""
-    cdef wide_block xs, dys
-    cdef bint pairs = real is bfloat16
-    if sizeof(real) > 2 or BNBP_WIDENS_AT_ONCE:
-        if statistics:
-            reduce_lanes(x, x, count, ahead, mean, True, False, pairs, sums)
-        else:
-            reduce_lanes(x, dy, count, ahead, mean, False, real is float16, pairs, sums)
+                       bint ends, double* memory) noexcept nogil:
+    """Adds a block of a run, or less, to the lanes' sums, and asks for what comes `ahead` elements later.
+
+    `ends`: with it the terms that are summed together end.
+    """
+    if statistics:
+        reduce_block_as(x, x, count, ahead, mean, True, ends, memory)
     else:
-        widen_block(xs.at, x, count, ahead)
-        if statistics:
-            reduce_lanes(<const float*> xs.at, <const float*> xs.at, count, 0, mean, True, False, pairs, sums)
+        reduce_block_as(x, dy, count, ahead, mean, False, ends, memory)
+
+
+cdef inline void reduce_channel_as(const real* x, const real* dy, Py_ssize_t rows, Py_ssize_t pitch, Py_ssize_t count,
+                                   Py_ssize_t ahead, Py_ssize_t together, double mean, bint statistics, double* memory
+                                   ) noexcept nogil:
+    cdef LaneSums sums
+    cdef lanes shift
+    cdef Py_ssize_t row, i, left = together
+    cdef double unit = one()
+    fill(shift, -mean)
+    fill(sums.delta, 0.0)
+    fill(sums.product, 0.0)
+    fill(sums.delta_lo, 0.0)
+    fill(sums.product_lo, 0.0)
+    for row in range(rows):
+        i = 0
+        while count - i > PIECE:
+            reduce_part(x + i, dy + i, PIECE, ahead, &shift, &sums, statistics, unit)
+            put_aside(&sums, <real> 0)
+            i += PIECE
+        reduce_part(x + i, dy + i, count - i, ahead, &shift, &sums, statistics, unit)
+        x += pitch
+        dy += pitch
+        left -= 1
+        if left == 0:
+            left = together
+            put_aside(&sums, <real> 0)
+    put_together(&sums, <real> 0)
+    store_sums(memory, &sums, False, <real> 0)
+
+
+cdef void reduce_channel(const real* x, const real* dy, Py_ssize_t rows, Py_ssize_t pitch, Py_ssize_t count,
+                         Py_ssize_t ahead, Py_ssize_t together, double mean, bint statistics, double* memory
+                         ) noexcept nogil:
+    """The lanes' sums of a channel's runs in a chunk, in registers from start to end."""
+    if statistics:
+        reduce_channel_as(x, x, rows, pitch, count, ahead, together, mean, True, memory)
+    else:
+        reduce_channel_as(x, dy, rows, pitch, count, ahead, together, mean, False, memory)
+
+
+cdef inline void collect(double* memory, real tag) noexcept nogil:
+    cdef LaneSums sums
+    load_sums(&sums, memory, tag)
+    put_together(&sums, tag)
+    store_sums(memory, &sums, False, tag)
+
+
+cdef inline void fold_channels(double* memory, Py_ssize_t count, double[:, :, ::1]& partial, const Plan* p,
+                               Py_ssize_t chunk, Py_ssize_t c, const double* shift, real tag) noexcept nogil:
+    """The sums of up to four channels in a chunk from those of their lanes."""
+    cdef double[4] delta, product
+    cdef double* at
+    cdef Py_ssize_t k
+    if real is not double:
+        sum_of_four(delta, memory, 4 * LANES)
+        sum_of_four(product, memory + LANES, 4 * LANES)
+    for k in range(count):
+        at = memory + k * 4 * LANES
+        if real is double:
+            fold(at, at + 2 * LANES)
+            fold(at + LANES, at + 3 * LANES)
+            set_sums(partial, chunk, c + k, at[0], at[LANES], at[2 * LANES], at[3 * LANES])
         else:
-            widen_block(dys.at, dy, count, ahead)
-            reduce_lanes(<const float*> xs.at, <const float*> dys.at, count, 0, mean, False, real is float16, pairs,
-                         sums)
+            set_sums(partial, chunk, c + k, delta[k], product[k], 0.0, 0.0)
+        if p.operator == TRAINING:
+            finish_chunk(partial, chunk, c + k, shift[k], count_of(p, chunk))
 
 
-cdef inline double center(double mean, real tag) noexcept nogil:
-    """What `reduce` subtracts in the place of the mean, so that products of float16 are exact, see e."""
-    if real is float16:
-        if fabs(mean) < 131072.0:
-            mean = (mean + 402653184.0) - 402653184.0  # 1.5 * 2^28: to a multiple of 2^-24
-        elif mean - mean == 0:
-            mean = 0.0
-    return mean
+cdef void reduce_runs(
+    const real[:, :, ::1]& x,       # IN
+    const real[:, :, ::1]& dy,      # IN
+    const Channels* channels,       # IN  (C)
+    double[:, :, ::1]& partial,     # OUT (chunks, 4, C): the sums of each chunk and their rest; of statistics, mean, m2
+    const Plan* p,
+    Py_ssize_t chunk, Py_ssize_t c0, Py_ssize_t c1,
+) noexcept nogil:
+    """A chunk of some channels with long runs, one after the other."""
+    cdef Py_ssize_t n0 = chunk // p.per_run * p.chunk_rows, s0 = chunk % p.per_run * p.length
+    cdef Py_ssize_t rows = min(p.chunk_rows, p.n - n0), length = min(p.s - s0, p.length), c, k
+    cdef Py_ssize_t far = AHEAD // <Py_ssize_t> sizeof(real) if p.far else 0
+    cdef const real* x0 = &x[n0, c0, s0]
+    cdef const real* dy0 = &dy[n0, c0, s0]
+    cdef double[4 * 4 * LANES] memory
+    cdef double[4] shift
+    memset(memory, 0, sizeof(memory))
+    for c in range(c0, c1, 4):
+        for k in range(min(c1 - c, 4)):
+            shift[k] = x0[0] if p.operator == TRAINING else channels.mean[c + k]
+            reduce_channel(x0, dy0, rows, p.c * p.s, length, far, p.together, shift[k], p.operator == TRAINING,
+                           memory + k * 4 * LANES)
+            x0 += p.s
+            dy0 += p.s
+        fold_channels(memory, min(c1 - c, 4), partial, p, chunk, c, shift, <real> 0)
 
 
-cdef inline void fold(double* hi, double* lo, real tag) noexcept nogil:
-    """Adds the lanes in halves, into the first."""
-    cdef Py_ssize_t lane
-    for lane in range(8):
-        add_part(&hi[lane], &lo[lane], hi[lane + 8], lo[lane + 8], tag)
-    for lane in range(4):
-        add_part(&hi[lane], &lo[lane], hi[lane + 4], lo[lane + 4], tag)
-    for lane in range(2):
-        add_part(&hi[lane], &lo[lane], hi[lane + 2], lo[lane + 2], tag)
-    add_part(&hi[0], &lo[0], hi[1], lo[1], tag)
-
-
-cdef inline void sum_positions(const double* values, const double* values_lo, Py_ssize_t count, double* hi, double* lo,
-                               real tag) noexcept nogil:
-    """Adds the accumulators of one channel's positions to its sum."""
-    cdef double[LANES] lane_hi, lane_lo
-    cdef Py_ssize_t i, lane, whole_lanes = count - count % LANES
-    if whole_lanes:
-        for lane in range(16):
-            lane_hi[lane] = values[lane]
-            lane_lo[lane] = values_lo[lane]
-        for i in range(16, whole_lanes, 16):
-            for lane in range(16):
-                add_part(&lane_hi[lane], &lane_lo[lane], values[i + lane], values_lo[i + lane], tag)
-        fold(lane_hi, lane_lo, tag)
-        add_part(hi, lo, lane_hi[0], lane_lo[0], tag)
-    for i in range(whole_lanes, count):
-        add_part(hi, lo, values[i], values_lo[i], tag)
-
-
-cdef inline void widen_in_order(float* to, const real* source) noexcept nogil:
-    if real is float16 or real is bfloat16:
-        widen(to, source)
-
+# ---- short runs: an accumulator for each position of a row
 
 cdef inline void reduce_columns(
     const real* x,          # IN  (rows, count), with a pitch
@@ -142,127 +261,138 @@ cdef inline void reduce_columns(
     double* delta_lo,
     double* product,
     double* product_lo,
-    bint statistics,
+    bint statistics, bint begins, bint ends,
 ) noexcept nogil:
     """Adds a few rows to the accumulators of their positions, and asks for what comes `ahead` elements later.
 
-    LANES positions at a time, whose accumulators are in registers on their way down the rows.
+    LANES positions at a time, whose accumulators are in registers on their way down the rows. The first rows begin
+    with 0; and with some end the terms that are summed together.
     """
-    cdef double[LANES] d, d_lo, q, q_lo, means  # local arrays, which become registers
-    cdef wide_block xs, dys
-    cdef Py_ssize_t i, at, row, lane, whole_lanes = count - count % LANES
+    cdef LaneSums sums
+    cdef lanes shift
+    cdef Py_ssize_t i, row, some
+    cdef const real* at
     cdef double unit = one()
-    for i in range(0, whole_lanes, 16):
-        if sizeof(real) == 2 and not BNBP_WIDENS_AT_ONCE:
+    for i in range(0, count, 16):
+        some = min(count - i, LANES)
+        load(shift, mean + i)
+        shift = -shift
+        if begins:
+            fill(sums.delta, 0.0)
+            fill(sums.product, 0.0)
+            fill(sums.delta_lo, 0.0)
+            fill(sums.product_lo, 0.0)
+        else:
+            load(sums.delta, delta + i)
+            load(sums.product, product + i)
+            if real is double:
+                load(sums.delta_lo, delta_lo + i)
+                load(sums.product_lo, product_lo + i)
+        if some == LANES:
             for row in range(rows):
-                at = row * pitch + i
-                look_ahead(x + at, dy + at, ahead, not statistics)
-                widen_in_order(xs.at + row * 16, x + at)
-                if not statistics:
-                    widen_in_order(dys.at + row * 16, dy + at)
-        for lane in range(16):
-            means[lane] = mean[i + lane]
-            d[lane] = d_lo[lane] = q[lane] = q_lo[lane] = 0.0
-        for row in range(rows):
-            if sizeof(real) == 2 and not BNBP_WIDENS_AT_ONCE:
-                add_lanes(<const float*> xs.at + row * 16, <const float*> dys.at + row * 16, means, 1, d, d_lo, q,
-                          q_lo, statistics, real is float16 and not statistics, unit)
-            else:
-                at = row * pitch + i
-                look_ahead(x + at, dy + at, ahead, not statistics)
-                add_lanes(x + at, dy + at, means, 1, d, d_lo, q, q_lo, statistics,
-                          real is float16 and not statistics, unit)
-        for lane in range(16):
-            add_part(&delta[i + lane], &delta_lo[i + lane], d[lane], d_lo[lane], <real> 0)
-            add_part(&product[i + lane], &product_lo[i + lane], q[lane], q_lo[lane], <real> 0)
-    for i in range(whole_lanes, count):  # in the same order
-        d[0] = d_lo[0] = q[0] = q_lo[0] = 0.0
-        for row in range(rows):
-            at = row * pitch + i
-            add_term(d, d_lo, q, q_lo, x[at], dy[at], mean[i], statistics, real is float16 and not statistics, unit,
-                     <real> 0)
-        add_part(&delta[i], &delta_lo[i], d[0], d_lo[0], <real> 0)
-        add_part(&product[i], &product_lo[i], q[0], q_lo[0], <real> 0)
+                at = x + row * pitch + i
+                look_ahead(at, at - x + dy, ahead, not statistics)
+                add_lanes(at, at - x + dy, LANES, True, &shift, &sums, statistics, unit)
+        else:
+            for row in range(rows):
+                at = x + row * pitch + i
+                add_lanes(at, at - x + dy, some, True, &shift, &sums, statistics, unit)
+        if ends and real is not double:
+            load(sums.delta_lo, delta_lo + i)
+            load(sums.product_lo, product_lo + i)
+            put_aside(&sums, <real> 0)
+        store(delta + i, sums.delta)
+        store(product + i, sums.product)
+        if ends or real is double:
+            store(delta_lo + i, sums.delta_lo)
+            store(product_lo + i, sums.product_lo)
 
 
 cdef void reduce_rows(
     const real* x,          # IN
     const real* dy,         # IN
     Task t,
-    Py_ssize_t s,
-    const double* means,    # IN  (t.c1 - t.c0), with a stride
-    Py_ssize_t stride,
+    const Plan* p,
+    const double* means,    # IN  (t.c1 - t.c0), and room for LANES more
     bint statistics,
-    Sums* sums,             # OUT (t.c1 - t.c0)
+    double[:, :, ::1]& partial,  # OUT
 ) noexcept nogil:
     """The sums of a chunk of short runs: an accumulator for each position of a row, folded by channel at the end."""
-    cdef double[POSITIONS] delta, delta_lo, product, product_lo, mean
-    cdef Py_ssize_t i, _i, c, count, length, row = 0, position = 0
-    cdef Py_ssize_t channels = t.c1 - t.c0, rows = t.rows - (t.last < t.length)
-    while position < t.length:
+    cdef double[POSITIONS + 16] delta, delta_lo, product, product_lo, mean
+    cdef Py_ssize_t i, k, c, count, length, row = 0, position = 0, left = TERMS, ahead, s = p.s
+    cdef Py_ssize_t channels = t.c1 - t.c0, rows = t.rows - (t.last < t.length), repeat = channels * s
+    cdef bint ends
+    if repeat == t.length and s == 1:
+        memcpy(mean, means, channels * sizeof(double))
+    else:
         for c in range(channels):
-            for _i in range(s):
-                mean[position] = means[c * stride] if statistics else center(means[c * stride], <real> 0)
+            for i in range(s):
+                mean[position] = means[c]
                 position += 1
+        while position < t.length:
+            mean[position] = mean[position - repeat]
+            position += 1
     for i in range(t.length):
-        delta[i] = product[i] = 0.0
-        if real is double:
-            delta_lo[i] = product_lo[i] = 0.0
+        delta_lo[i] = product_lo[i] = 0.0
+        if t.last < t.length and i >= t.last or t.rows == 0:
+            delta[i] = product[i] = 0.0
     while row < t.rows:
         count, length = 1, t.last
         if row < rows:
-            count, length = min(rows - row, GROUP), t.length
+            count, length = min(min(rows - row, GROUP), left), t.length
+        left -= count
+        ends = left == 0
+        if ends:
+            left = TERMS
+        ahead = count * t.pitch if p.far else 0
         if statistics:
-            reduce_columns(x, x, count, t.pitch, length, count * t.pitch, mean, delta, delta_lo, product, product_lo,
-                           True)
+            reduce_columns(x, x, count, t.pitch, length, ahead, mean, delta, delta_lo, product, product_lo, True,
+                           row == 0, ends)
         else:
-            reduce_columns(x, dy, count, t.pitch, length, count * t.pitch, mean, delta, delta_lo, product, product_lo,
-                           False)
+            reduce_columns(x, dy, count, t.pitch, length, ahead, mean, delta, delta_lo, product, product_lo, False,
+                           row == 0, ends)
         x += count * t.pitch
         dy += count * t.pitch
         row += count
-    if t.length == channels:
-        for c in range(channels):
-            sums[c].delta, sums[c].product = delta[c], product[c]
-            sums[c].delta_lo = delta_lo[c] if real is double else 0.0
-            sums[c].product_lo = product_lo[c] if real is double else 0.0
-        return
-    memset(sums, 0, channels * sizeof(Sums))
-    position = 0
+    # First what was put aside, then rows that were taken as one, then the positions of a channel.
+    if real is not double:
+        for i in range(t.length):
+            delta[i] += delta_lo[i]
+            product[i] += product_lo[i]
+    position = repeat
     while position < t.length:
+        for i in range(repeat):
+            add_part(&delta[i], &delta_lo[i], delta[position + i], delta_lo[position + i], <real> 0)
+            add_part(&product[i], &product_lo[i], product[position + i], product_lo[position + i], <real> 0)
+        position += repeat
+    for k in range(1, s):
         for c in range(channels):
-            sum_positions(delta + position, delta_lo + position, s, &sums[c].delta, &sums[c].delta_lo, <real> 0)
-            sum_positions(product + position, product_lo + position, s, &sums[c].product, &sums[c].product_lo, <real> 0)
-            position += s
+            i = c * s
+            add_part(&delta[i], &delta_lo[i], delta[i + k], delta_lo[i + k], <real> 0)
+            add_part(&product[i], &product_lo[i], product[i + k], product_lo[i + k], <real> 0)
+    for c in range(channels):
+        i = c * s
+        set_sums(partial, t.chunk, t.c0 + c, delta[i], product[i], delta_lo[i] if real is double else 0.0,
+                 product_lo[i] if real is double else 0.0)
 
 
 cdef void reduce_task(
     const real[:, :, ::1]& x,       # IN
     const real[:, :, ::1]& dy,      # IN
-    const Channel* channels,        # IN  (C)
-    double[:, :, ::1]& partial,     # OUT (chunks, C, 4), the Sums of each chunk; of statistics, mean and m2
+    const Channels* channels,       # IN  (C)
+    double[:, :, ::1]& partial,     # OUT (chunks, 4, C), as of `reduce_runs`
     const Plan* p,
     Task t,
 ) noexcept nogil:
     cdef const real* x0 = &x[t.n0, t.c0, 0]
     cdef const real* dy0 = &dy[t.n0, t.c0, 0]
-    cdef Sums* sums = <Sums*> &partial[t.chunk, t.c0, 0]
     cdef double[POSITIONS] shift
     cdef Py_ssize_t c
     if p.operator != TRAINING:
-        reduce_rows(x0, dy0, t, p.s, &channels[t.c0].mean, sizeof(Channel) // sizeof(double), False, sums)
+        reduce_rows(x0, dy0, t, p, channels.mean + t.c0, False, partial)
         return
     for c in range(t.c1 - t.c0):
         shift[c] = x0[c * p.s]
-    reduce_rows(x0, x0, t, p.s, shift, 1, True, sums)
+    reduce_rows(x0, x0, t, p, shift, True, partial)
     for c in range(t.c1 - t.c0):
-        finish_chunk(&sums[c], shift[c], count_of(p, t.chunk))
-
-
-cdef inline void finish_chunk(Sums* sums, double shift, double count) noexcept nogil:
-    """From the sums of d = x - shift and d^2 to the mean, and m2 = sum d^2 - (sum d)^2 / count."""
-    cdef Twofold delta = whole(sums.delta, sums.delta_lo), offset = over(delta, count)
-    cdef Twofold square = times(delta, offset), mean = two_sum(shift, offset.hi)
-    sums.product_lo = (sums.product - square.hi) + (sums.product_lo - square.lo)
-    sums.product = 0.0
-    sums.delta, sums.delta_lo = mean.hi, mean.lo + offset.lo
+        finish_chunk(partial, t.chunk, t.c0 + c, shift[c], count_of(p, t.chunk))

@@ -2,7 +2,7 @@
 
 cdef struct Memory:        # what a call works on besides its arguments
     void* output
-    Channel* channels      # (C), or one for each thread
+    char* channels         # of all threads, or of each its own; see `channels_of`
     char* scratch          # one for each thread, if there are tiles
     int stopped            # 1: the call is to end
 
@@ -25,7 +25,7 @@ cdef inline bint stops(Memory* memory, Py_ssize_t* patience, Py_ssize_t elements
 
 
 cdef void pass_share(const bnbp_arguments* a, const real[:, :, ::1]& x, const real[:, :, ::1]& dy,
-                     const real[:, :, ::1]& dx, const Channel* channels, Memory* memory,
+                     const real[:, :, ::1]& dx, const Channels* channels, Memory* memory,
                      double[:, :, ::1]& partial, const Plan* p, Py_ssize_t* patience, Py_ssize_t applied,
                      Py_ssize_t reduced, bint follows, bint followed, int thread, int team) noexcept nogil:
     """What `thread` does of a pass that applies to one unit and reduces another; `p.units` is the empty one."""
@@ -43,8 +43,12 @@ cdef void pass_share(const bnbp_arguments* a, const real[:, :, ::1]& x, const re
         if p.tiled:
             tile_task(a, <real*> (memory.scratch + thread * p.scratch), memory.output, channels, partial, p, index,
                       r0 < r1)
-        elif p.runs:
+        elif p.fused and r0 < r1:
             sweep(x, dy, dx, channels, partial, p, index, a0, a1, r0, r1, follows, followed)
+        elif p.runs and r0 < r1:
+            reduce_runs(x, dy, channels, partial, p, index, r0, r1)
+        elif p.runs:
+            apply_runs(x, dy, dx, channels, p, index, a0, a1, follows, followed)
         elif r0 < r1:
             reduce_task(x, dy, channels, partial, p, task_of(p, r0, r1, index))
         elif p.operator == BACKPROP:
@@ -55,27 +59,19 @@ cdef void pass_share(const bnbp_arguments* a, const real[:, :, ::1]& x, const re
             apply_task(x, dy, dx, channels, p, task_of(p, a0, a1, index), True)
 
 
-cdef void finish_share(const bnbp_arguments* a, Channel* channels, const double[:, :, ::1]& partial, const Plan* p,
-                       Py_ssize_t unit, int thread, int team, bint writes, real tag) noexcept nogil:
-    cdef Sums[LANES] sums
-    cdef Py_ssize_t c0 = unit * p.unit, c1 = min(c0 + p.unit, p.c), first, last, c
-    first, last = c0 + (c1 - c0) * thread // team, c0 + (c1 - c0) * (thread + 1) // team
-    memset(sums, 0, sizeof(sums))
-    for c in range(first, last):
-        if p.reduces and (c - first) % LANES == 0:
-            combine(p, partial, c, min(c + LANES, last), sums)
-        finish(a, p, sums[(c - first) % LANES], &channels[c], c, writes, tag)
-
-
 cdef void run_units(const bnbp_arguments* a, const real[:, :, ::1]& x, const real[:, :, ::1]& dy,
                     const real[:, :, ::1]& dx, Memory* memory, double[:, :, ::1]& partial, const Plan* p,
                     Py_ssize_t first, Py_ssize_t last, int thread, int team) noexcept nogil:
     """The units [first, last), from start to end, as one of the `team` that works on each."""
     cdef Py_ssize_t unit, patience = PATIENCE
-    cdef Channel* channels = memory.channels + (thread * p.c if p.private else 0)
+    cdef Py_ssize_t c0, c1
+    cdef Channels channels = channels_at(memory.channels + (thread * channels_size(p.c) if p.private else 0), p.c)
+    if p.private and p.operator != TRAINING:
+        prepare(a, &channels, 0, p.c, <real> 0)
     for unit in range(first, last):
+        c0, c1 = unit * p.unit, min(unit * p.unit + p.unit, p.c)
         if p.reduces:
-            pass_share(a, x, dy, dx, channels, memory, partial, p, &patience,
+            pass_share(a, x, dy, dx, &channels, memory, partial, p, &patience,
                        unit - 1 if p.fused and unit > first else p.units, unit, unit - 1 > first, True, thread, team)
             if team > 1:
                 barrier()
@@ -84,13 +80,14 @@ cdef void run_units(const bnbp_arguments* a, const real[:, :, ::1]& x, const rea
                 barrier()
             continue
         if p.private:  # each does it for itself, which is faster than to wait once more
-            finish_share(a, channels, partial, p, unit, 0, 1, thread == 0, <real> 0)
+            finish(a, p, &channels, partial, c0, c1, thread == 0, <real> 0)
         else:
-            finish_share(a, channels, partial, p, unit, thread, team, True, <real> 0)
+            finish(a, p, &channels, partial, c0 + (c1 - c0) * thread // team, c0 + (c1 - c0) * (thread + 1) // team,
+                   True, <real> 0)
             if team > 1:
                 barrier()
         if p.applies and (not p.fused or unit + 1 == last):
-            pass_share(a, x, dy, dx, channels, memory, partial, p, &patience, unit, p.units, unit > first,
+            pass_share(a, x, dy, dx, &channels, memory, partial, p, &patience, unit, p.units, unit > first,
                        unit + 1 < last, thread, team)
     stream_fence()
 
@@ -103,23 +100,25 @@ cdef bnbp_status run(const bnbp_arguments* a, Operator operator, const real* inp
     cdef bint in_place = output is input or output is a.normalized_delta
     cdef bint single = operator == BACKPROP and a.count == 1
     cdef Plan p = plan_of(a, operator, reduces, output is not NULL and not single, in_place)
-    cdef Py_ssize_t copies = p.team if p.private else 1, c
-    cdef Py_ssize_t sums = (p.chunks if reduces else 0) * p.c * sizeof(Sums), each = copies * p.c * sizeof(Channel)
-    cdef char* workspace = <char*> malloc(sums + each + p.team * p.scratch)
+    cdef Py_ssize_t sums = (p.chunks if reduces else 0) * 4 * p.c * sizeof(double) // 64 * 64 + 64
+    cdef Py_ssize_t each = (p.team if p.private else 1) * channels_size(p.c)
+    cdef char* workspace = <char*> malloc(sums + each + p.team * p.scratch + 64)
+    cdef char* aligned = workspace + 64 - <uintptr_t> workspace % 64
     cdef Memory memory
+    cdef Channels channels
     cdef const real* second = <const real*> a.normalized_delta
     cdef int thread, team = p.team
     if workspace is NULL:
         return BNBP_NO_MEMORY
     memory.stopped = 0
-    memory.output, memory.channels, memory.scratch = output, <Channel*> (workspace + sums), workspace + sums + each
+    memory.output, memory.channels, memory.scratch = output, aligned + sums, aligned + sums + each
     VIEW(x, input, p.n, p.c, p.s, sizeof(real))
     VIEW(dy, input if second is NULL else second, p.n, p.c, p.s, sizeof(real))
     VIEW(dx, output, p.n, p.c, p.s, sizeof(real))
-    VIEW(partial, workspace, p.chunks, p.c, 4, sizeof(double))
-    if operator != TRAINING:
-        for c in range(copies * p.c):
-            memory.channels[c].mean = number(a.mean, c % p.c, a.parameter_type, 0.0)
+    VIEW(partial, aligned, p.chunks, 4, p.c, sizeof(double))
+    channels = channels_at(memory.channels, p.c)
+    if reduces and operator != TRAINING and not p.private:
+        prepare(a, &channels, 0, p.c, <real> 0)
 
     if p.shared:
         with parallel(num_threads=team):

@@ -4,8 +4,8 @@ cdef void sweep(
     const real[:, :, ::1]& x,       # IN
     const real[:, :, ::1]& dy,      # IN
     const real[:, :, ::1]& dx,      # OUT, may be x or dy
-    const Channel* channels,        # IN  (C)
-    double[:, :, ::1]& partial,     # OUT (chunks, C, 4), the Sums of each chunk; of statistics, mean and m2
+    const Channels* channels,       # IN  (C)
+    double[:, :, ::1]& partial,     # OUT (chunks, 4, C), as of `reduce_runs`
     const Plan* p,
     Py_ssize_t chunk,
     Py_ssize_t a0, Py_ssize_t a1,   # the channels that it applies to
@@ -13,57 +13,50 @@ cdef void sweep(
     bint follows, bint followed,    # whether the line that two units share goes with the second, at either end
 ) noexcept nogil:
     """A chunk of long runs: applies to one unit while it reduces another, block by block."""
-    cdef Lanes[WIDTH] lanes
+    cdef double[WIDTH * 4 * LANES] memory
     cdef double[WIDTH] shift
-    cdef bint statistics = p.operator == TRAINING, normalize = p.operator != BACKPROP
-    cdef bint from_dy = p.operator == INFERENCE_BACKPROP
+    cdef bint statistics = p.operator == TRAINING, normalize = p.operator != BACKPROP, ends
     cdef Py_ssize_t n0 = chunk // p.per_run * p.chunk_rows, s0 = chunk % p.per_run * p.length
     cdef Py_ssize_t length = min(p.s - s0, p.length), pitch = p.c * p.s, segment = (r1 - r0) * p.s
-    cdef Py_ssize_t n, q, i, count, first, last, stop, ahead, near, block = block_of(<real> 0)
+    cdef Py_ssize_t n, q, i, count, last, stop, ahead, near, block = block_of(<real> 0)
     cdef Py_ssize_t far = AHEAD // <Py_ssize_t> sizeof(real) if p.far else 0
+    cdef Channels applied = channels_from(channels, a0)
     cdef Cursor cursor
     cdef const real* ax
     cdef const real* ady
     cdef const real* rx
     cdef const real* rdy
     cdef real* to
-    cdef Sums* sums
-    if r0 < r1:
-        memset(lanes, 0, (r1 - r0) * sizeof(Lanes))
+    memset(memory, 0, (r1 - r0 + 3) // 4 * 4 * 4 * LANES * sizeof(double))
     for q in range(r1 - r0):
-        shift[q] = x[n0, r0 + q, s0] if statistics else center(channels[r0 + q].mean, <real> 0)
+        shift[q] = x[n0, r0 + q, s0] if statistics else channels.mean[r0 + q]
     for n in range(n0, min(n0 + p.chunk_rows, p.n)):
         rx = &x[n, 0, 0] + r0 * p.s + s0
         rdy = &dy[n, 0, 0] + r0 * p.s + s0
         ady = &dy[n, 0, 0] + a0 * p.s
-        ax = ady if from_dy else &x[n, 0, 0] + a0 * p.s
+        ax = ady if p.operator == INFERENCE_BACKPROP else &x[n, 0, 0] + a0 * p.s
         to = <real*> &dx[n, 0, 0] + a0 * p.s
         # What it applies to, in elements of the row from channel a0 on.
-        first = s0
+        cursor = start_of(to, s0, p.s, p.streams and a0 < a1 and (follows or s0 > 0))
         last = 0 if a0 == a1 else s0 + length if p.per_run > 1 else (a1 - a0) * p.s
-        if p.streams and a0 < a1 and (follows or first > 0):
-            first -= past_line(to + first)
         if p.streams and a0 < a1 and (followed or last < (a1 - a0) * p.s):
             last -= past_line(to + last)
-        cursor.at = first
-        cursor.q = -1 if first < 0 else 0
-        cursor.end = 0 if first < 0 else p.s
-        stop = first + block - (past_line(to + first) if p.streams else 0)  # so that blocks end where lines do
+        stop = cursor.at + block - past_line(to + cursor.at)  # so that blocks end where lines do
         # What it asks for ahead. Past the end of the unit's row comes its next one, or the first of the next unit.
         ahead = min(far, segment)
         near = segment - s0 - ahead
         q = i = 0
         while cursor.at < last or q < r1 - r0:
             if cursor.at < last:
-                apply_block(ax, ady, to, min(stop, last), p.s, 0 if p.fused else far, channels + a0, normalize,
-                            p.streams, &cursor)
+                apply_block(ax, ady, to, min(stop, last), p.s, 0, &applied, normalize, p.streams, &cursor)
                 stop += block
             if q < r1 - r0:
                 count = min(length - i, block)
                 if near <= 0 and far:  # once in a row
                     near = p.c * p.s
                     ahead += pitch - segment if n + 1 < p.n else -(p.n - 1) * pitch
-                reduce_block(rx, rdy, count, ahead, shift[q], statistics, &lanes[q])
+                ends = (i + count) % PIECE == 0 if i + count < length else (n - n0 + 1) % p.together == 0
+                reduce_block(rx, rdy, count, ahead, shift[q], statistics, ends, memory + q * 4 * LANES)
                 rx += count
                 rdy += count
                 near -= count
@@ -71,11 +64,7 @@ cdef void sweep(
                 if i == length:
                     q += 1
                     i = 0
-    for q in range(r1 - r0):
-        sums = <Sums*> &partial[chunk, r0 + q, 0]
-        fold(lanes[q].delta, lanes[q].delta_lo, <real> 0)
-        fold(lanes[q].product, lanes[q].product_lo, <real> 0)
-        sums.delta, sums.delta_lo = lanes[q].delta[0], lanes[q].delta_lo[0]
-        sums.product, sums.product_lo = lanes[q].product[0], lanes[q].product_lo[0]
-        if statistics:
-            finish_chunk(sums, shift[q], count_of(p, chunk))
+    for q in range(0, r1 - r0, 4):
+        for i in range(q, q + 4):
+            collect(memory + i * 4 * LANES, <real> 0)
+        fold_channels(memory + q * 4 * LANES, min(r1 - r0 - q, 4), partial, p, chunk, r0 + q, &shift[q], <real> 0)

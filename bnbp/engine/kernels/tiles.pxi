@@ -63,7 +63,7 @@ cdef void move_tile(real* packed, void* tensor, const Py_ssize_t* strides, const
         packed += t.width * t.length
 
 
-cdef void tile_task(const bnbp_arguments* a, real* scratch, void* output, const Channel* channels,
+cdef void tile_task(const bnbp_arguments* a, real* scratch, void* output, const Channels* channels,
                     double[:, :, ::1]& partial, const Plan* p, Py_ssize_t index, bint reduces) noexcept nogil:
     """Reduces a chunk of some channels, or applies to it: in a copy that is no larger, as a batch of its own."""
     cdef Plan q = p[0]
@@ -73,6 +73,7 @@ cdef void tile_task(const bnbp_arguments* a, real* scratch, void* output, const 
     cdef bint from_x = p.operator == TRAINING or p.operator == INFERENCE
     cdef const real[:, :, ::1] x = None, dy = None
     cdef double[:, :, ::1] sums = None
+    cdef Channels own
     cdef real* second
     t.n0, t.s0 = chunk // p.per_run * p.chunk_rows, chunk % p.per_run * p.length
     t.rows = min(p.chunk_rows, p.n - t.n0)
@@ -91,16 +92,16 @@ cdef void tile_task(const bnbp_arguments* a, real* scratch, void* output, const 
         move_tile(second, <void*> a.normalized_delta, a.normalized_delta_strides, a, &t, True)
     VIEW(x, second if from_dy else scratch, t.rows, t.width, t.length, sizeof(real))
     VIEW(dy, scratch if from_x else second, t.rows, t.width, t.length, sizeof(real))
-    channels += t.c0
+    own = channels_from(channels, t.c0)
     if reduces:
-        VIEW(sums, &partial[chunk, t.c0, 0], 1, t.width, 4, sizeof(double))
+        VIEW(sums, &partial[chunk, 0, t.c0], 1, 4, p.c, sizeof(double))
         if p.runs:
-            sweep(x, dy, x, channels, sums, &q, 0, 0, 0, 0, t.width, False, False)
+            reduce_runs(x, dy, &own, sums, &q, 0, 0, t.width)
         else:
-            reduce_task(x, dy, channels, sums, &q, task_of(&q, 0, t.width, 0))
+            reduce_task(x, dy, &own, sums, &q, task_of(&q, 0, t.width, 0))
         return
     if p.runs:
-        sweep(x, dy, x, channels, sums, &q, 0, 0, t.width, 0, 0, False, False)
+        apply_runs(x, dy, x, &own, &q, 0, 0, t.width, False, False)
     else:
-        apply_task(x, dy, x, channels, &q, task_of(&q, 0, t.width, 0), p.operator != BACKPROP)
+        apply_task(x, dy, x, &own, &q, task_of(&q, 0, t.width, 0), p.operator != BACKPROP)
     move_tile(<real*> &x[0, 0, 0], output, a.output_strides, a, &t, False)

@@ -5,13 +5,17 @@ cdef struct Twofold:  # the unevaluated sum of two float64 numbers, about 106 bi
     double lo
 
 
-cdef inline Twofold two_sum(double a, double b, double unit=1.0) noexcept nogil:
-    """a + b exactly (Knuth)."""
+cdef inline number two_sum_of(number a, number b, number* error, double unit) noexcept nogil:
+    """a + b, and what it has rounded off (Knuth)."""
+    cdef number hi = a + b, back = minus(hi, a, unit)
+    error[0] = plus(minus(a, hi - back, unit), b - back, unit)
+    return hi
+
+
+cdef inline Twofold two_sum(double a, double b) noexcept nogil:
+    """a + b exactly."""
     cdef Twofold r
-    cdef double back
-    r.hi = a + b
-    back = minus(r.hi, a, unit)
-    r.lo = plus(minus(a, r.hi - back, unit), b - back, unit)
+    r.hi = two_sum_of(a, b, &r.lo, 1.0)
     return r
 
 
@@ -52,8 +56,15 @@ cdef inline Twofold inverse_square_root(Twofold a) noexcept nogil:
     return whole(r.hi, r.hi * 0.5 * ((1.0 - product.hi) - product.lo))
 
 
-cdef inline void add(double* hi, double* lo, double value, double rest, double unit=1.0) noexcept nogil:
+cdef inline void add(number* hi, number* lo, number value, number rest, double unit) noexcept nogil:
     """Adds value + rest to the sum hi + lo; `rest` is far below `value`."""
-    cdef Twofold r = two_sum(hi[0], value, unit)
-    hi[0] = r.hi
-    lo[0] += plus(r.lo, rest, unit)
+    cdef number error
+    hi[0] = two_sum_of(hi[0], value, &error, unit)
+    lo[0] = lo[0] + plus(error, rest, unit)
+
+
+cdef inline void add_exact(number* hi, number* lo, number value, double unit) noexcept nogil:
+    """Adds a value that nothing was rounded off."""
+    cdef number error
+    hi[0] = two_sum_of(hi[0], value, &error, unit)
+    lo[0] = lo[0] + error

@@ -1,0 +1,51 @@
+# The channels: what `finish` leaves of each for the second pass, an array for each field.
+
+cdef struct Channels:
+    double* mean           # what reduce subtracts
+    double* wide[4]        # a, b, c, d: what apply computes with, see `value`
+    float* narrow[4]       # the same, rounded; not for float64
+    char* in_range         # whether all four are numbers of full precision in float32
+
+
+cdef inline Py_ssize_t channels_size(Py_ssize_t c) noexcept nogil:
+    """Bytes of the arrays for `c` channels, each of whole cache lines."""
+    cdef Py_ssize_t padded = (c + 63) // 64 * 64
+    return padded * (5 * sizeof(double) + 4 * sizeof(float) + 1)
+
+
+cdef inline Channels channels_at(char* memory, Py_ssize_t c) noexcept nogil:
+    cdef Channels ch
+    cdef Py_ssize_t padded = (c + 63) // 64 * 64
+    cdef double* wide = <double*> memory
+    cdef float* narrow = <float*> (wide + 5 * padded)
+    cdef int k
+    ch.mean = wide
+    for k in range(4):
+        ch.wide[k] = wide + (k + 1) * padded
+        ch.narrow[k] = narrow + k * padded
+    ch.in_range = <char*> (narrow + 4 * padded)
+    return ch
+
+
+cdef inline const arith* field(const Channels* ch, int k, arith tag) noexcept nogil:
+    """Field `k` of the channels in the type that apply computes in."""
+    if arith is float:
+        return ch.narrow[k]
+    else:
+        return ch.wide[k]
+
+
+cdef inline bint all_in_range(const Channels* ch, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    return memchr(ch.in_range + first, 0, last - first) is NULL
+
+
+cdef inline Channels channels_from(const Channels* channels, Py_ssize_t first) noexcept nogil:
+    """The channels from number `first` on."""
+    cdef Channels ch = channels[0]
+    cdef int k
+    ch.mean += first
+    ch.in_range += first
+    for k in range(4):
+        ch.wide[k] += first
+        ch.narrow[k] += first
+    return ch
