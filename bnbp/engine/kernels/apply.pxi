@@ -21,64 +21,31 @@ cdef inline Py_ssize_t past_line(const real* address) noexcept nogil:
     return past(address, line_of(<real> 0))
 
 
-cdef inline void load_lanes(arith* to, const real* source, Py_ssize_t count) noexcept nogil:
-    """LANES numbers in the type that apply computes in, or the first `count` of them."""
-    if real is arith:
-        if count == LANES:
-            memcpy(to, source, LANES * sizeof(real))
-        else:
-            load_part(to, source, count)
-    elif count == LANES:
-        widen(to, source)
-    else:
-        widen_part(to, source, count)
-
-
 cdef inline void apply_lanes(const real* x, const real* dy, real* to, Py_ssize_t count, const arith* a, const arith* b,
-                             const arith* c, const arith* d, Py_ssize_t each, bint normalize, bint streams
-                             ) noexcept nogil:
-    """LANES elements, or the first `count`: past the caches or, as always with less than all, into them.
-
-    `each` has its own coefficients (1), or all the same (0).
-    """
-    cdef real[LANES] lanes
-    cdef arith[LANES] xs, dys, results
-    cdef Py_ssize_t lane
+                             const arith* c, const arith* d, bint normalize, bint streams) noexcept nogil:
+    """LANES elements, or the first `count`: past the caches or, as always with less than all, into them."""
+    cdef arith xs, dys
     load_lanes(xs, x, count)
-    load_lanes(dys, x if normalize else dy, count)
-    for lane in range(16):
-        results[lane] = value(xs[lane], dys[lane], a[lane * each], b[lane * each], c[lane * each], d[lane * each],
-                              normalize)
-    if real is arith:
-        memcpy(lanes, results, LANES * sizeof(real))
+    if normalize:
+        store_lanes(to, value(xs, xs, a[0], b[0], c[0], d[0], True), count, streams)
     else:
-        narrow(lanes, results)
-    if count < LANES:
-        store_part(to, lanes, count)
-    elif not streams:
-        memcpy(to, lanes, LANES * sizeof(real))
-    elif real is double:
-        stream_line(to, lanes)
-        stream_line(to + 8, lanes + 8)
-    elif real is float:
-        stream_line(to, lanes)
-    else:
-        stream_half_line(to, lanes)
+        load_lanes(dys, dy, count)
+        store_lanes(to, value(xs, dys, a[0], b[0], c[0], d[0], False), count, streams)
 
 
 # ---- long runs
 
-cdef inline void apply_line(const real* x, const real* dy, real* to, arith a, arith b, arith c, arith d,
+cdef inline void apply_line(const real* x, const real* dy, real* to, float a, float b, float c, float d,
                             bint normalize, bint streams) noexcept nogil:
     """A whole line of 16-bit numbers."""
     cdef float[32] xs, dys, results
     cdef real[32] line
     cdef Py_ssize_t k
-    if (real is float16 or real is bfloat16) and arith is float:
+    if real is float16 or real is bfloat16:
         widen_line(xs, x)
         widen_line(dys, x if normalize else dy)
         for k in range(32):
-            results[k] = value(xs[k], dys[k], a, b, c, d, normalize)
+            results[k] = ((xs[k] - a) - b) * c + d if normalize else ((dys[k] - a) - (xs[k] - b) * c) * d
         narrow_line(line, results)
         if streams:
             stream_line(to, line)
@@ -88,42 +55,32 @@ cdef inline void apply_line(const real* x, const real* dy, real* to, arith a, ar
 
 cdef inline void apply_lines(const real* x, const real* dy, real* to, Py_ssize_t count, Py_ssize_t ahead,
                              const Channels* ch, Py_ssize_t q, bint normalize, bint streams, arith tag) noexcept nogil:
-    """Whole lanes of a run. Asks for what comes `ahead` elements later."""
-    cdef arith a = field(ch, 0, tag)[q], b = field(ch, 1, tag)[q], c = field(ch, 2, tag)[q], d = field(ch, 3, tag)[q]
+    """Whole lanes of a run, or less than one. Asks for what comes `ahead` elements later."""
+    cdef arith a = everywhere(ch, 0, q, tag), b = everywhere(ch, 1, q, tag), c = everywhere(ch, 2, q, tag)
+    cdef arith d = everywhere(ch, 3, q, tag)
     cdef Py_ssize_t i = 0
-    if (real is float16 or real is bfloat16) and arith is float:
+    if count < LANES:
+        apply_lanes(x, dy, to, count, &a, &b, &c, &d, normalize, False)
+        return
+    if (real is float16 or real is bfloat16) and arith is float_lanes:
         if count >= 32 and (not streams or past_line(to) == 0):
             for i in range(0, count - 31, 32):
                 look_ahead(x + i, dy + i, ahead, not normalize)
-                apply_line(x + i, dy + i, to + i, a, b, c, d, normalize, streams)
+                apply_line(x + i, dy + i, to + i, ch.narrow[0][q], ch.narrow[1][q], ch.narrow[2][q], ch.narrow[3][q],
+                           normalize, streams)
             i = count - count % 32
     while i < count:
         look_ahead(x + i, dy + i, ahead, not normalize)
-        apply_lanes(x + i, dy + i, to + i, LANES, &a, &b, &c, &d, 0, normalize, streams)
+        apply_lanes(x + i, dy + i, to + i, LANES, &a, &b, &c, &d, normalize, streams)
         i += LANES
 
 
 cdef inline void apply_border(const real* x, const real* dy, real* to, Py_ssize_t border, const Channels* ch,
                               Py_ssize_t q, bint normalize, bint streams, arith tag) noexcept nogil:
     """The lanes of channel `q` and the next one, which begins at element `border`."""
-    cdef arith[LANES] a, b, c, d
-    cdef arith a0 = field(ch, 0, tag)[q], b0 = field(ch, 1, tag)[q], c0 = field(ch, 2, tag)[q]
-    cdef arith d0 = field(ch, 3, tag)[q], a1 = field(ch, 0, tag)[q + 1], b1 = field(ch, 1, tag)[q + 1]
-    cdef arith c1 = field(ch, 2, tag)[q + 1], d1 = field(ch, 3, tag)[q + 1]
-    cdef Py_ssize_t lane
-    for lane in range(16):
-        a[lane] = a0 if lane < border else a1
-        b[lane] = b0 if lane < border else b1
-        c[lane] = c0 if lane < border else c1
-        d[lane] = d0 if lane < border else d1
-    apply_lanes(x, dy, to, LANES, a, b, c, d, 1, normalize, streams)
-
-
-cdef inline void apply_rest(const real* x, const real* dy, real* to, Py_ssize_t count, const Channels* ch,
-                            Py_ssize_t q, bint normalize, arith tag) noexcept nogil:
-    """Less than the lanes."""
-    cdef arith a = field(ch, 0, tag)[q], b = field(ch, 1, tag)[q], c = field(ch, 2, tag)[q], d = field(ch, 3, tag)[q]
-    apply_lanes(x, dy, to, count, &a, &b, &c, &d, 0, normalize, False)
+    cdef arith a = on_both_sides(ch, 0, q, border, tag), b = on_both_sides(ch, 1, q, border, tag)
+    cdef arith c = on_both_sides(ch, 2, q, border, tag), d = on_both_sides(ch, 3, q, border, tag)
+    apply_lanes(x, dy, to, LANES, &a, &b, &c, &d, normalize, streams)
 
 
 cdef struct Cursor:        # a place in a row of runs: element `at`, in channel `q`, whose run ends at `end`
@@ -134,6 +91,8 @@ cdef inline void apply_part(const real* x, const real* dy, real* to, Py_ssize_t 
                             const Channels* channels, bint normalize, bint streams, Cursor* cursor) noexcept nogil:
     cdef Py_ssize_t i = cursor.at, end = cursor.end, q = cursor.q, count, odd
     cdef bint single
+    cdef float_lanes in_float
+    cdef lanes in_double
     while i < stop:
         if i == end:
             q += 1
@@ -141,28 +100,26 @@ cdef inline void apply_part(const real* x, const real* dy, real* to, Py_ssize_t 
         single = real is not double and channels.in_range[q]
         count = min(end, stop) - i
         odd = past(to + i, LANES)
+        if odd == 0 and count < LANES and stop - i >= LANES and (
+                real is double or (single and channels.in_range[q + 1])):
+            if single:
+                apply_border(x + i, dy + i, to + i, count, channels, q, normalize, streams, in_float)
+            else:
+                apply_border(x + i, dy + i, to + i, count, channels, q, normalize, streams, in_double)
+            i += LANES
+            q += 1
+            end += s
+            continue
         if odd == 0 and count >= LANES:
             count -= count % LANES
             if sizeof(real) == 2 and streams and past_line(to + i):  # up to the next whole line
                 count = LANES
-            if single:
-                apply_lines(x + i, dy + i, to + i, count, ahead, channels, q, normalize, streams, <float> 0)
-            else:
-                apply_lines(x + i, dy + i, to + i, count, ahead, channels, q, normalize, streams, <double> 0)
-        elif odd == 0 and stop - i >= LANES and (real is double or (single and channels.in_range[q + 1])):
-            if single:
-                apply_border(x + i, dy + i, to + i, count, channels, q, normalize, streams, <float> 0)
-            else:
-                apply_border(x + i, dy + i, to + i, count, channels, q, normalize, streams, <double> 0)
-            count = LANES
-            q += 1
-            end += s
         else:
             count = min(count, LANES - odd)
-            if single:
-                apply_rest(x + i, dy + i, to + i, count, channels, q, normalize, <float> 0)
-            else:
-                apply_rest(x + i, dy + i, to + i, count, channels, q, normalize, <double> 0)
+        if single:
+            apply_lines(x + i, dy + i, to + i, count, ahead, channels, q, normalize, streams, in_float)
+        else:
+            apply_lines(x + i, dy + i, to + i, count, ahead, channels, q, normalize, streams, in_double)
         i += count
     cursor.at, cursor.end, cursor.q = i, end, q
 
@@ -221,54 +178,94 @@ cdef void apply_runs(
 
 # ---- short runs: each position of a row has its coefficients
 
+cdef struct Positions:     # a, b, c and d of the positions of a row
+    double* wide[4]
+    float* narrow[4]
+
+
+cdef inline arith side_by_side(const Positions* at, int k, Py_ssize_t i, arith tag) noexcept nogil:
+    """Field `k` of LANES positions from `i` on."""
+    cdef arith field
+    if arith is float_lanes:
+        load(field, at.narrow[k] + i)
+    else:
+        load(field, at.wide[k] + i)
+    return field
+
+
 cdef inline void apply_columns(const real* x, const real* dy, real* to, Py_ssize_t rows, Py_ssize_t pitch,
-                               Py_ssize_t ahead, const arith* a, const arith* b, const arith* c, const arith* d,
-                               bint normalize, bint streams) noexcept nogil:
-    """A few rows of COLUMNS positions, whose coefficients stay in registers."""
-    cdef arith[COLUMNS] a0, b0, c0, d0
-    cdef Py_ssize_t row, i
-    for i in range(64):
-        a0[i], b0[i], c0[i], d0[i] = a[i], b[i], c[i], d[i]
+                               Py_ssize_t ahead, const Positions* at, Py_ssize_t i, bint normalize, bint streams,
+                               arith tag) noexcept nogil:
+    """Two columns of LANES positions, whose coefficients stay in registers, from position `i` on."""
+    cdef arith a = side_by_side(at, 0, i, tag), b = side_by_side(at, 1, i, tag), c = side_by_side(at, 2, i, tag)
+    cdef arith d = side_by_side(at, 3, i, tag), e = side_by_side(at, 0, i + LANES, tag)
+    cdef arith f = side_by_side(at, 1, i + LANES, tag), g = side_by_side(at, 2, i + LANES, tag)
+    cdef arith h = side_by_side(at, 3, i + LANES, tag)
+    cdef Py_ssize_t row
     for row in range(rows):
-        for i in range(0, 64, 16):
-            look_ahead(x + i, dy + i, ahead, not normalize)
-            apply_lanes(x + i, dy + i, to + i, LANES, a0 + i, b0 + i, c0 + i, d0 + i, 1, normalize, streams)
-        x += pitch
-        dy += pitch
-        to += pitch
+        look_ahead(x + i, dy + i, ahead, not normalize)
+        apply_lanes(x + i, dy + i, to + i, LANES, &a, &b, &c, &d, normalize, streams)
+        look_ahead(x + i + LANES, dy + i + LANES, ahead, not normalize)
+        apply_lanes(x + i + LANES, dy + i + LANES, to + i + LANES, LANES, &e, &f, &g, &h, normalize, streams)
+        i += pitch
 
 
-cdef inline void apply_rectangle(const real* x, const real* dy, real* to, Py_ssize_t rows, Py_ssize_t pitch,
-                                 Py_ssize_t count, Py_ssize_t ahead, const arith* a, const arith* b, const arith* c,
-                                 const arith* d, bint normalize, bint streams) noexcept nogil:
-    """Some rows of `count` positions. Asks for what comes `ahead` elements later."""
-    cdef Py_ssize_t row, i, k, some
+cdef inline void apply_rest(const real* x, const real* dy, real* to, Py_ssize_t count, const Positions* at,
+                            Py_ssize_t i, Py_ssize_t offset, bint normalize, bint streams, arith tag) noexcept nogil:
+    """LANES positions or less of one row, from position `i` on."""
+    cdef arith a = side_by_side(at, 0, i, tag), b = side_by_side(at, 1, i, tag), c = side_by_side(at, 2, i, tag)
+    cdef arith d = side_by_side(at, 3, i, tag)
+    i += offset
+    if count < LANES:
+        apply_lanes(x + i, dy + i, to + i, count, &a, &b, &c, &d, normalize, False)
+    else:
+        apply_lanes(x + i, dy + i, to + i, LANES, &a, &b, &c, &d, normalize, streams)
+
+
+cdef inline void apply_rectangle_as(const real* x, const real* dy, real* to, Py_ssize_t rows, Py_ssize_t pitch,
+                                    Py_ssize_t first, Py_ssize_t last, Py_ssize_t ahead, const Positions* at,
+                                    bint normalize, bint streams, arith tag) noexcept nogil:
+    cdef Py_ssize_t row, i, k, some, whole = (last - first) // (2 * LANES) * (2 * LANES) + first
     for row in range(0, rows, 2):
         some = min(rows - row, 2)
-        for i in range(0, count - 63, 64):
-            apply_columns(x + i, dy + i, to + i, some, pitch, ahead, a + i, b + i, c + i, d + i, normalize, streams)
+        for i in range(first, whole, 32):
+            apply_columns(x, dy, to, some, pitch, ahead, at, i, normalize, streams, tag)
         for k in range(some):
-            for i in range(count - count % COLUMNS, count, 16):
-                if count - i >= LANES:
-                    look_ahead(x + k * pitch + i, dy + k * pitch + i, ahead, not normalize)
-                    apply_lanes(x + k * pitch + i, dy + k * pitch + i, to + k * pitch + i, LANES, a + i, b + i, c + i,
-                                d + i, 1, normalize, streams)
-                else:
-                    apply_lanes(x + k * pitch + i, dy + k * pitch + i, to + k * pitch + i, count - i, a + i, b + i,
-                                c + i, d + i, 1, normalize, False)
+            for i in range(whole, last, 16):
+                apply_rest(x, dy, to, min(last - i, LANES), at, i, k * pitch, normalize, streams, tag)
         x += 2 * pitch
         dy += 2 * pitch
         to += 2 * pitch
 
 
-cdef void spread(arith* to, const arith* numbers, Py_ssize_t c0, Py_ssize_t channels, Py_ssize_t s, Py_ssize_t first,
+cdef void apply_rectangle(const real* x, const real* dy, real* to, Py_ssize_t rows, Py_ssize_t pitch,
+                          Py_ssize_t first, Py_ssize_t last, Py_ssize_t ahead, const Positions* at, bint normalize,
+                          bint streams, arith tag) noexcept nogil:
+    """The positions [first, last) of some rows. Asks for what comes `ahead` elements later."""
+    if normalize:
+        if streams:
+            apply_rectangle_as(x, dy, to, rows, pitch, first, last, ahead, at, True, True, tag)
+        else:
+            apply_rectangle_as(x, dy, to, rows, pitch, first, last, ahead, at, True, False, tag)
+    elif streams:
+        apply_rectangle_as(x, dy, to, rows, pitch, first, last, ahead, at, False, True, tag)
+    else:
+        apply_rectangle_as(x, dy, to, rows, pitch, first, last, ahead, at, False, False, tag)
+
+
+ctypedef fused scalar:
+    float
+    double
+
+
+cdef void spread(scalar* to, const scalar* numbers, Py_ssize_t c0, Py_ssize_t channels, Py_ssize_t s, Py_ssize_t first,
                  Py_ssize_t count) noexcept nogil:
     """The numbers of a row's positions from `first` on; after the last channel comes c0, of the next row."""
     cdef Py_ssize_t q = first // s, left = (q + 1) * s - first, i = 0, k, some
     while i < count:
         if s == 1:  # as many as there are side by side
             some = min(channels - q, count - i)
-            memcpy(to + i, numbers + q, some * sizeof(arith))
+            memcpy(to + i, numbers + q, some * sizeof(scalar))
             q += some
         else:
             some = min(left, count - i)
@@ -293,23 +290,28 @@ cdef void apply_rows(
     arith tag,
 ) noexcept nogil:
     """A task of short runs."""
-    cdef arith[POSITIONS + 2 * 32] a, b, c, d  # a line more at either end
+    cdef double[4 * (POSITIONS + 2 * 32)] memory  # a line more at either end
+    cdef Positions at
     cdef const real* x0 = &x[t.n0, 0, 0]
     cdef const real* dy0 = &dy[t.n0, 0, 0]
     cdef real* to = <real*> &dx[t.n0, 0, 0]
     cdef bint joined = whole_lines and t.pitch == t.length   # the rows follow each other in memory
     cdef Py_ssize_t first = t.c0 * p.s, last = t.c1 * p.s, line = line_of(<real> 0), head, rows, row, i, end
     cdef Py_ssize_t ahead = 0 if not p.far else AHEAD // <Py_ssize_t> sizeof(real) if joined else t.pitch
+    cdef int k
     if whole_lines and p.streams and p.merge == 1 and p.unit == p.c and t.pitch % line == 0:
         if t.c0 > 0:
             first -= past_line(to + first)
         if t.c1 < p.c:
             last -= past_line(to + last)
         t.length = t.last = last - first
-    spread(a, field(channels, 0, tag), t.c0, p.c, p.s, first, t.length + line)
-    spread(b, field(channels, 1, tag), t.c0, p.c, p.s, first, t.length + line)
-    spread(c, field(channels, 2, tag), t.c0, p.c, p.s, first, t.length + line)
-    spread(d, field(channels, 3, tag), t.c0, p.c, p.s, first, t.length + line)
+    for k in range(4):
+        at.wide[k] = memory + k * (POSITIONS + 64)
+        at.narrow[k] = <float*> at.wide[k]
+        if arith is float_lanes:
+            spread(at.narrow[k], channels.narrow[k], t.c0, p.c, p.s, first, t.length + line)
+        else:
+            spread(at.wide[k], channels.wide[k], t.c0, p.c, p.s, first, t.length + line)
     x0 += first
     dy0 += first
     to += first
@@ -317,55 +319,45 @@ cdef void apply_rows(
     rows = t.rows - (t.last < t.length)
     if joined and t.pitch % line == 0 and t.rows > 1 and t.last >= line:
         # From one row's first line to the next one's: no line is written in two parts.
-        apply_rectangle(x0, dy0, to, 1, t.pitch, head, 0, a, b, c, d, normalize, False)
-        apply_rectangle(x0 + head, dy0 + head, to + head, t.rows - 1, t.pitch, t.length, ahead, a + head, b + head,
-                        c + head, d + head, normalize, p.streams)
-        i = (t.rows - 1) * t.pitch + head
-        apply_rectangle(x0 + i, dy0 + i, to + i, 1, t.pitch, t.last - head, ahead, a + head, b + head, c + head,
-                        d + head, normalize, p.streams)
-        return
-    if not p.streams or t.pitch % line == 0:
-        if not p.streams:
-            head = 0
-        apply_rectangle(x0, dy0, to, rows, t.pitch, min(head, t.length), 0, a, b, c, d, normalize, False)
-        apply_rectangle(x0 + head, dy0 + head, to + head, rows, t.pitch, t.length - head, ahead, a + head, b + head,
-                        c + head, d + head, normalize, p.streams)
-        if rows < t.rows:
-            i = rows * t.pitch
-            apply_rectangle(x0 + i, dy0 + i, to + i, 1, t.pitch, t.last, 0, a, b, c, d, normalize, False)
-        return
-    i = 0  # where a row begins that the line before it has not reached
-    for row in range(t.rows):
-        end = t.length if row + 1 < t.rows else t.last
-        head = min((line - past_line(to + i)) % line, end - i)
-        apply_rectangle(x0 + i, dy0 + i, to + i, 1, t.pitch, head, 0, a + i, b + i, c + i, d + i, normalize, False)
-        i += head
-        head = (end - i) // line * line
-        if joined and i + head < end and row + 1 < t.rows and (row + 2 < t.rows or t.last >= line):
-            head += line  # the line that goes on in the next row
-        apply_rectangle(x0 + i, dy0 + i, to + i, 1, t.pitch, head, ahead, a + i, b + i, c + i, d + i, normalize, True)
-        i += head
-        if i < end:
-            apply_rectangle(x0 + i, dy0 + i, to + i, 1, t.pitch, end - i, 0, a + i, b + i, c + i, d + i, normalize,
-                            False)
-            i = end
-        i -= end
-        x0 += t.pitch
-        dy0 += t.pitch
-        to += t.pitch
+        apply_rectangle(x0, dy0, to, 1, t.pitch, 0, head, 0, &at, normalize, False, tag)
+        apply_rectangle(x0, dy0, to, t.rows - 1, t.pitch, head, head + t.length, ahead, &at, normalize, p.streams, tag)
+        i = (t.rows - 1) * t.pitch
+        apply_rectangle(x0 + i, dy0 + i, to + i, 1, t.pitch, head, t.last, 0, &at, normalize, p.streams, tag)
+    elif not p.streams or t.pitch % line == 0:
+        head = min(head, t.length) if p.streams else 0
+        apply_rectangle(x0, dy0, to, rows, t.pitch, 0, head, 0, &at, normalize, False, tag)
+        apply_rectangle(x0, dy0, to, rows, t.pitch, head, t.length, ahead, &at, normalize, p.streams, tag)
+        i = rows * t.pitch
+        apply_rectangle(x0 + i, dy0 + i, to + i, t.rows - rows, t.pitch, 0, t.last, 0, &at, normalize, False, tag)
+    else:
+        i = 0  # where a row begins that the line before it has not reached
+        for row in range(t.rows):
+            end = t.length if row + 1 < t.rows else t.last
+            head = min(i + (line - past_line(to + i)) % line, end)
+            apply_rectangle(x0, dy0, to, 1, t.pitch, i, head, 0, &at, normalize, False, tag)
+            i = head + (end - head) // line * line
+            if joined and i < end and row + 1 < t.rows and (row + 2 < t.rows or t.last >= line):
+                i += line  # the line that goes on in the next row
+            apply_rectangle(x0, dy0, to, 1, t.pitch, head, i, ahead, &at, normalize, True, tag)
+            if i < end:
+                apply_rectangle(x0, dy0, to, 1, t.pitch, i, end, 0, &at, normalize, False, tag)
+                i = end
+            i -= end
+            x0 += t.pitch
+            dy0 += t.pitch
+            to += t.pitch
 
 
 cdef void apply_task(const real[:, :, ::1]& x, const real[:, :, ::1]& dy, const real[:, :, ::1]& dx,
                      const Channels* channels, const Plan* p, Task t, bint normalize) noexcept nogil:
     """A task in the type of the data; if there are channels that need float64, channel by channel."""
     cdef Py_ssize_t c, c0 = t.c0, c1 = t.c1
+    cdef float_lanes in_float
+    cdef lanes in_double
     if real is double:
-        apply_rows(x, dy, dx, channels, p, t, normalize, True, <double> 0)
+        apply_rows(x, dy, dx, channels, p, t, normalize, True, in_double)
     elif all_in_range(channels, 0 if p.unit == p.c else c0, p.c if p.unit == p.c else c1):
-        if normalize:
-            apply_rows(x, dy, dx, channels, p, t, True, True, <float> 0)
-        else:
-            apply_rows(x, dy, dx, channels, p, t, False, True, <float> 0)
+        apply_rows(x, dy, dx, channels, p, t, normalize, True, in_float)
     else:
         t.length = t.last = p.s
         t.rows = min(p.chunk_rows, p.n - t.n0)
@@ -373,6 +365,6 @@ cdef void apply_task(const real[:, :, ::1]& x, const real[:, :, ::1]& dy, const 
         for c in range(c0, c1):
             t.c0, t.c1 = c, c + 1
             if channels.in_range[c]:
-                apply_rows(x, dy, dx, channels, p, t, normalize, False, <float> 0)
+                apply_rows(x, dy, dx, channels, p, t, normalize, False, in_float)
             else:
-                apply_rows(x, dy, dx, channels, p, t, normalize, False, <double> 0)
+                apply_rows(x, dy, dx, channels, p, t, normalize, False, in_double)

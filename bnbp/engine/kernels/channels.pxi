@@ -27,12 +27,22 @@ cdef inline Channels channels_at(char* memory, Py_ssize_t c) noexcept nogil:
     return ch
 
 
-cdef inline const arith* field(const Channels* ch, int k, arith tag) noexcept nogil:
-    """Field `k` of the channels in the type that apply computes in."""
-    if arith is float:
-        return ch.narrow[k]
+cdef inline arith everywhere(const Channels* ch, int k, Py_ssize_t q, arith tag) noexcept nogil:
+    """Field `k` of a channel, for LANES of its elements."""
+    cdef arith field
+    if arith is float_lanes:
+        fill(field, ch.narrow[k][q])
     else:
-        return ch.wide[k]
+        fill(field, ch.wide[k][q])
+    return field
+
+
+cdef inline arith on_both_sides(const Channels* ch, int k, Py_ssize_t q, Py_ssize_t border, arith tag) noexcept nogil:
+    """Field `k` of a channel, and from element `border` on that of the next one."""
+    if arith is float_lanes:
+        return join(ch.narrow[k][q], ch.narrow[k][q + 1], border)
+    else:
+        return join(ch.wide[k][q], ch.wide[k][q + 1], border)
 
 
 cdef inline bint all_in_range(const Channels* ch, Py_ssize_t first, Py_ssize_t last) noexcept nogil:

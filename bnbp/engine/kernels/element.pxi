@@ -34,7 +34,7 @@ cdef inline void add_part(number* hi, number* lo, number part, number part_lo, r
 
 
 cdef inline arith value(arith x, arith dy, arith a, arith b, arith c, arith d, bint normalize) noexcept nogil:
-    """An element of the output."""
+    """Elements of the output."""
     if normalize:
         return ((x - a) - b) * c + d          # a + b the mean, c = scale, d = beta
     return ((dy - a) - (x - b) * c) * d       # a = delta_sum / m, b the mean, c = slope, d = scale

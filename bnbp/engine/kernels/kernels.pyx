@@ -101,10 +101,6 @@ ctypedef fused real:   # the type of the tensors
     float
     double
 
-ctypedef fused arith:  # the type that `apply` computes in
-    float
-    double
-
 cdef extern from "machine.h" nogil:
     void VIEW(const float16[:, :, ::1] view, const void* memory, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c, size_t size)
     void VIEW(const bfloat16[:, :, ::1] view, const void* memory, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c, size_t size)
@@ -117,23 +113,6 @@ cdef extern from "machine.h" nogil:
     bint flag_is_up(const int* flag)
     void raise_flag(int* flag)
     void prefetch(const void* address, size_t size)
-    void widen(double* to, const float16* source)
-    void widen(double* to, const bfloat16* source)
-    void widen(double* to, const float* source)
-    void widen_any(double* to, const float16* source)
-    void widen_any(double* to, const bfloat16* source)
-    void widen_any(double* to, const float* source)
-    void widen_any(float* to, const float16* source)
-    void widen_any(float* to, const bfloat16* source)
-    void widen_part(double* to, const float16* source, Py_ssize_t count)
-    void widen_part(double* to, const bfloat16* source, Py_ssize_t count)
-    void widen_part(double* to, const float* source, Py_ssize_t count)
-    void widen_part(float* to, const double* source, Py_ssize_t count)
-    void widen_part(float* to, const float16* source, Py_ssize_t count)
-    void widen_part(float* to, const bfloat16* source, Py_ssize_t count)
-    void widen_part_any(double* to, const float16* source, Py_ssize_t count)
-    void widen_part_any(double* to, const bfloat16* source, Py_ssize_t count)
-    void widen_part_any(double* to, const float* source, Py_ssize_t count)
     void load_few(double* to, const float16* source, Py_ssize_t count)
     void load_few(double* to, const bfloat16* source, Py_ssize_t count)
     void load_few(double* to, const float* source, Py_ssize_t count)
@@ -142,26 +121,10 @@ cdef extern from "machine.h" nogil:
     void store_few(bfloat16* to, const double* source, Py_ssize_t count)
     void store_few(float* to, const double* source, Py_ssize_t count)
     void store_few(double* to, const double* source, Py_ssize_t count)
-    void load_part(float* to, const float* source, Py_ssize_t count)
-    void load_part(double* to, const double* source, Py_ssize_t count)
-    void store_part(float16* to, const float16* source, Py_ssize_t count)
-    void store_part(bfloat16* to, const bfloat16* source, Py_ssize_t count)
-    void store_part(float* to, const float* source, Py_ssize_t count)
-    void store_part(double* to, const double* source, Py_ssize_t count)
-    void widen(float* to, const float16* source)
-    void widen(float* to, const bfloat16* source)
-    void widen(float* to, const double* source)
     void widen_line(float* to, const float16* source)
     void widen_line(float* to, const bfloat16* source)
     void narrow_line(float16* to, const float* source)
     void narrow_line(bfloat16* to, const float* source)
-    void narrow(float16* to, const float* source)
-    void narrow(bfloat16* to, const float* source)
-    void narrow(float16* to, const double* source)
-    void narrow(bfloat16* to, const double* source)
-    void narrow(float* to, const double* source)
-    void narrow(double* to, const float* source)
-    void stream_half_line(void* to, const void* source)
     void stream_line(void* to, const void* source)
     void stream_fence()
     double product_error(double a, double b, double p)
@@ -173,13 +136,36 @@ cdef extern from "machine.h" nogil:
     const char* BNBP_ISA
 
 cdef extern from "lanes.h" nogil:
-    cppclass lanes:   # LANES numbers of float64, in registers
+    cppclass lanes:        # LANES numbers of float64, in registers
         lanes operator+(lanes)
         lanes operator-(lanes)
         lanes operator*(lanes)
         lanes operator-()
+
+    cppclass float_lanes:  # the same of float32
+        float_lanes operator+(float_lanes)
+        float_lanes operator-(float_lanes)
+        float_lanes operator*(float_lanes)
+
+    ctypedef struct LaneSums:
+        lanes delta
+        lanes delta_lo
+        lanes product
+        lanes product_lo
+
+ctypedef fused number:     # what sums are made of
+    double
+    lanes
+
+ctypedef fused arith:      # what `apply` computes in
+    float_lanes
+    lanes
+
+cdef extern from "lanes.h" nogil:
     void fill(lanes& to, double value)
+    void fill(float_lanes& to, float value)
     void load(lanes& to, const double* source)
+    void load(float_lanes& to, const float* source)
     void store(double* to, const lanes& source)
     lanes plus(const lanes& a, const lanes& b, double one)
     lanes minus(const lanes& a, const lanes& b, double one)
@@ -187,12 +173,29 @@ cdef extern from "lanes.h" nogil:
     lanes plus_exact_product(const lanes& a, const lanes& b, const lanes& c)
     lanes first_of(const lanes& source, Py_ssize_t count)
     lanes first_of_pairs(const lanes& source, Py_ssize_t count)
-    double sum(const lanes& source)
+    lanes join(double left, double right, Py_ssize_t border)
+    float_lanes join(float left, float right, Py_ssize_t border)
     void sum_of_four(double* to, const double* source, Py_ssize_t apart)
-
-ctypedef fused number:  # what sums are made of
-    double
-    lanes
+    void load_lanes(lanes& to, const float16* source, Py_ssize_t count)
+    void load_lanes(lanes& to, const bfloat16* source, Py_ssize_t count)
+    void load_lanes(lanes& to, const float* source, Py_ssize_t count)
+    void load_lanes(lanes& to, const double* source, Py_ssize_t count)
+    void load_lanes(float_lanes& to, const float16* source, Py_ssize_t count)
+    void load_lanes(float_lanes& to, const bfloat16* source, Py_ssize_t count)
+    void load_lanes(float_lanes& to, const float* source, Py_ssize_t count)
+    void load_lanes(float_lanes& to, const double* source, Py_ssize_t count)
+    void load_any(lanes& to, const float16* source, Py_ssize_t count)
+    void load_any(lanes& to, const bfloat16* source, Py_ssize_t count)
+    void load_any(lanes& to, const float* source, Py_ssize_t count)
+    void load_any(lanes& to, const double* source, Py_ssize_t count)
+    void store_lanes(float16* to, const lanes& source, Py_ssize_t count, bint streams)
+    void store_lanes(bfloat16* to, const lanes& source, Py_ssize_t count, bint streams)
+    void store_lanes(float* to, const lanes& source, Py_ssize_t count, bint streams)
+    void store_lanes(double* to, const lanes& source, Py_ssize_t count, bint streams)
+    void store_lanes(float16* to, const float_lanes& source, Py_ssize_t count, bint streams)
+    void store_lanes(bfloat16* to, const float_lanes& source, Py_ssize_t count, bint streams)
+    void store_lanes(float* to, const float_lanes& source, Py_ssize_t count, bint streams)
+    void store_lanes(double* to, const float_lanes& source, Py_ssize_t count, bint streams)
 
 # The reasons are times measured on two cores of an Intel Xeon (Sapphire Rapids or later, L2 2 MiB), x86-64-v4, float32.
 cdef enum:

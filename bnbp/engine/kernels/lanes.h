@@ -1,7 +1,7 @@
 /* Numbers side by side, in as many registers as the level of the instruction set needs for them.
 
-   A pack of N numbers is a register or two packs of half as many, so that all operations are written once, in halves,
-   and once for a register. The order of a sum follows from N alone: every level computes the same bits. */
+   A pack of N numbers is a register, or two packs of half as many: every operation is written once, for a register and
+   in halves. The order of a sum follows from N alone, so that all levels compute the same bits. */
 #ifndef BNBP_LANES_H
 #define BNBP_LANES_H
 
@@ -13,31 +13,37 @@
 #define BNBP_INLINE inline
 #endif
 
-/* How many float64 a register holds, and the type of one: an extension that GCC and Clang have in common. */
+/* Bytes of a register, and the types of one: an extension that GCC and Clang have in common. */
 #if defined(__AVX512F__)
-enum { BNBP_REGISTER = 8 };
-#elif defined(__AVX__)
-enum { BNBP_REGISTER = 4 };
+#define BNBP_BYTES 64
+#elif defined(__AVX2__)
+#define BNBP_BYTES 32
 #elif defined(__GNUC__)
-enum { BNBP_REGISTER = 2 };
-#else
-enum { BNBP_REGISTER = 1 };
+#define BNBP_BYTES 16
 #endif
-#if defined(__GNUC__)
-typedef double register_type __attribute__((vector_size(8 * BNBP_REGISTER)));
-typedef long long register_mask __attribute__((vector_size(8 * BNBP_REGISTER)));
+#if defined(BNBP_BYTES)
+typedef double register_of_double __attribute__((vector_size(BNBP_BYTES)));
+typedef float register_of_float __attribute__((vector_size(BNBP_BYTES)));
+template <typename T> constexpr int width = BNBP_BYTES / int(sizeof(T));
 #else
-typedef double register_type;
+typedef double register_of_double;
+typedef float register_of_float;
+template <typename T> constexpr int width = 1;
 #endif
 
-template <int N> struct pack {
-    pack<N / 2> low, high;
+template <typename T, int N> struct pack {
+    pack<T, N / 2> low, high;
 };
-template <> struct pack<BNBP_REGISTER> {
-    register_type at;
+template <> struct pack<double, width<double>> {
+    register_of_double at;
+};
+template <> struct pack<float, width<float>> {
+    register_of_float at;
 };
 
-typedef pack<16> lanes;
+/* What the kernels take at a time: LANES numbers. */
+typedef pack<double, 16> lanes;
+typedef pack<float, 16> float_lanes;
 
 /* The sums of LANES accumulators: of float64 with what was rounded off, of others with what was put aside. */
 struct LaneSums {
@@ -46,175 +52,261 @@ struct LaneSums {
 
 /* ---- the same number everywhere; from memory, and back */
 
-BNBP_INLINE void fill(pack<BNBP_REGISTER>& p, double value) { p.at = value - register_type{}; }
-template <int N> BNBP_INLINE void fill(pack<N>& p, double value) {
-    fill(p.low, value);
-    p.high = p.low;
+template <typename T, int N> BNBP_INLINE void fill(pack<T, N>& p, T value) {
+    if constexpr (N == width<T>) {
+        p.at = value - decltype(p.at){};
+    } else {
+        fill(p.low, value);
+        p.high = p.low;
+    }
 }
-BNBP_INLINE void load(pack<BNBP_REGISTER>& p, const double* from) { memcpy(&p.at, from, sizeof p.at); }
-template <int N> BNBP_INLINE void load(pack<N>& p, const double* from) {
-    load(p.low, from);
-    load(p.high, from + N / 2);
+template <typename T, int N> BNBP_INLINE void load(pack<T, N>& p, const T* from) {
+    if constexpr (N == width<T>) {
+        memcpy(&p.at, from, sizeof p.at);
+    } else {
+        load(p.low, from);
+        load(p.high, from + N / 2);
+    }
 }
-BNBP_INLINE void store(double* to, const pack<BNBP_REGISTER>& p) { memcpy(to, &p.at, sizeof p.at); }
-template <int N> BNBP_INLINE void store(double* to, const pack<N>& p) {
-    store(to, p.low);
-    store(to + N / 2, p.high);
+template <typename T, int N> BNBP_INLINE void store(T* to, const pack<T, N>& p) {
+    if constexpr (N == width<T>) {
+        memcpy(to, &p.at, sizeof p.at);
+    } else {
+        store(to, p.low);
+        store(to + N / 2, p.high);
+    }
 }
 
 /* ---- arithmetic */
 
-#define BNBP_ELEMENTWISE(name, expression)                                                                             \
-    BNBP_INLINE pack<BNBP_REGISTER> name(const pack<BNBP_REGISTER>& a, const pack<BNBP_REGISTER>& b) {                 \
-        return {expression};                                                                                           \
-    }                                                                                                                  \
-    template <int N> BNBP_INLINE pack<N> name(const pack<N>& a, const pack<N>& b) {                                    \
-        return {name(a.low, b.low), name(a.high, b.high)};                                                             \
-    }
-BNBP_ELEMENTWISE(operator+, a.at + b.at)
-BNBP_ELEMENTWISE(operator-, a.at - b.at)
-BNBP_ELEMENTWISE(operator*, a.at* b.at)
-
-BNBP_INLINE pack<BNBP_REGISTER> operator-(const pack<BNBP_REGISTER>& a) { return {-a.at}; }
-template <int N> BNBP_INLINE pack<N> operator-(const pack<N>& a) { return {-a.low, -a.high}; }
-
-/* a + b and a - b by the units that multiply, see machine.h. */
-BNBP_INLINE register_type fused(register_type a, register_type b, register_type c) {
-#if defined(__AVX512F__)
-    return _mm512_fmadd_pd(a, b, c);
-#elif defined(__FMA__)
-    return _mm256_fmadd_pd(a, b, c);
-#else
-    return a * b + c;
-#endif
+template <typename T, int N> BNBP_INLINE pack<T, N> operator+(const pack<T, N>& a, const pack<T, N>& b) {
+    if constexpr (N == width<T>)
+        return {a.at + b.at};
+    else
+        return {a.low + b.low, a.high + b.high};
 }
-BNBP_INLINE pack<BNBP_REGISTER> plus(const pack<BNBP_REGISTER>& a, const pack<BNBP_REGISTER>& b, double one) {
+template <typename T, int N> BNBP_INLINE pack<T, N> operator-(const pack<T, N>& a, const pack<T, N>& b) {
+    if constexpr (N == width<T>)
+        return {a.at - b.at};
+    else
+        return {a.low - b.low, a.high - b.high};
+}
+template <typename T, int N> BNBP_INLINE pack<T, N> operator*(const pack<T, N>& a, const pack<T, N>& b) {
+    if constexpr (N == width<T>)
+        return {a.at * b.at};
+    else
+        return {a.low * b.low, a.high * b.high};
+}
+template <typename T, int N> BNBP_INLINE pack<T, N> operator-(const pack<T, N>& a) {
+    if constexpr (N == width<T>)
+        return {-a.at};
+    else
+        return {-a.low, -a.high};
+}
+
+/* a * b + c in one rounding, where there is an instruction for it; otherwise in two. */
+template <int N>
+BNBP_INLINE pack<double, N> fused(const pack<double, N>& a, const pack<double, N>& b, const pack<double, N>& c) {
+    if constexpr (N == width<double>) {
+#if defined(__AVX512F__)
+        return {_mm512_fmadd_pd(a.at, b.at, c.at)};
+#elif defined(__FMA__)
+        return {_mm256_fmadd_pd(a.at, b.at, c.at)};
+#else
+        return {a.at * b.at + c.at};
+#endif
+    } else {
+        return {fused(a.low, b.low, c.low), fused(a.high, b.high, c.high)};
+    }
+}
+
+/* The functions of machine.h, for packs: a + b and a - b by the units that multiply, a * b + c of factors whose product
+   is exact, and the rounding error of p = a * b. */
+template <int N> BNBP_INLINE pack<double, N> plus(const pack<double, N>& a, const pack<double, N>& b, double one) {
 #if defined(__FMA__)
-    pack<BNBP_REGISTER> unit;
+    pack<double, N> unit;
     fill(unit, one);
-    return {fused(a.at, unit.at, b.at)};
+    return fused(a, unit, b);
 #else
     (void)one;
     return a + b;
 #endif
 }
-template <int N> BNBP_INLINE pack<N> plus(const pack<N>& a, const pack<N>& b, double one) {
-    return {plus(a.low, b.low, one), plus(a.high, b.high, one)};
+template <int N> BNBP_INLINE pack<double, N> minus(const pack<double, N>& a, const pack<double, N>& b, double one) {
+    return plus(a, -b, one);
 }
-BNBP_INLINE pack<BNBP_REGISTER> minus(const pack<BNBP_REGISTER>& a, const pack<BNBP_REGISTER>& b, double one) {
-#if defined(__FMA__)
-    pack<BNBP_REGISTER> unit;
-    fill(unit, one);
-    return {fused(a.at, unit.at, -b.at)};
-#else
-    (void)one;
-    return a - b;
-#endif
+template <int N>
+BNBP_INLINE pack<double, N> plus_exact_product(const pack<double, N>& a, const pack<double, N>& b,
+                                               const pack<double, N>& c) {
+    return fused(a, b, c);
 }
-template <int N> BNBP_INLINE pack<N> minus(const pack<N>& a, const pack<N>& b, double one) {
-    return {minus(a.low, b.low, one), minus(a.high, b.high, one)};
-}
-
-/* a * b + c, of factors whose product is exact. */
-BNBP_INLINE pack<BNBP_REGISTER> plus_exact_product(const pack<BNBP_REGISTER>& a, const pack<BNBP_REGISTER>& b,
-                                                   const pack<BNBP_REGISTER>& c) {
-    return {fused(a.at, b.at, c.at)};
-}
-template <int N> BNBP_INLINE pack<N> plus_exact_product(const pack<N>& a, const pack<N>& b, const pack<N>& c) {
-    return {plus_exact_product(a.low, b.low, c.low), plus_exact_product(a.high, b.high, c.high)};
-}
-
-/* The rounding error of p = a * b, see machine.h. */
-BNBP_INLINE pack<BNBP_REGISTER> product_error(const pack<BNBP_REGISTER>& a, const pack<BNBP_REGISTER>& b,
-                                              const pack<BNBP_REGISTER>& p) {
-    pack<BNBP_REGISTER> error;
-#if defined(__FMA__)
-    error.at = fused(a.at, b.at, -p.at);
-    const register_type tiny = 0x1p-960 - register_type{};
-    const register_mask large = (p.at >= tiny) | (p.at <= -tiny) | (p.at != p.at);
-    error.at = (register_type)((register_mask)error.at & large);
-#else
-    double x[BNBP_REGISTER], y[BNBP_REGISTER], z[BNBP_REGISTER];
+template <int N>
+BNBP_INLINE pack<double, N> product_error(const pack<double, N>& a, const pack<double, N>& b,
+                                          const pack<double, N>& p) {
+    double x[N], y[N], z[N];
     store(x, a), store(y, b), store(z, p);
-    for (int i = 0; i < BNBP_REGISTER; ++i)
+    for (int i = 0; i < N; ++i)
         z[i] = product_error(x[i], y[i], z[i]);
+    pack<double, N> error;
     load(error, z);
-#endif
     return error;
 }
-template <int N> BNBP_INLINE pack<N> product_error(const pack<N>& a, const pack<N>& b, const pack<N>& p) {
-    return {product_error(a.low, b.low, p.low), product_error(a.high, b.high, p.high)};
+#if defined(__FMA__)
+BNBP_INLINE pack<double, width<double>> product_error(const pack<double, width<double>>& a,
+                                                      const pack<double, width<double>>& b,
+                                                      const pack<double, width<double>>& p) {
+    const auto tiny = 0x1p-960 - decltype(p.at){};
+    const auto counts = (p.at >= tiny) | (p.at <= -tiny) | (p.at != p.at);
+    return {(decltype(p.at))((decltype(counts))fused(a, b, -p).at & counts)};
 }
+template <>
+BNBP_INLINE pack<double, 16> product_error(const pack<double, 16>& a, const pack<double, 16>& b,
+                                           const pack<double, 16>& p) {
+    pack<double, 16> error;
+    error.low = product_error(a.low, b.low, p.low);
+    error.high = product_error(a.high, b.high, p.high);
+    return error;
+}
+#endif
 
 /* ---- the first `count` of the numbers, and 0 for the others */
 
-BNBP_INLINE pack<BNBP_REGISTER> first_of(const pack<BNBP_REGISTER>& p, ptrdiff_t count) {
+template <int N> BNBP_INLINE pack<double, N> first_of(const pack<double, N>& p, ptrdiff_t count) {
+    if constexpr (N != width<double>) {
+        return {first_of(p.low, count), first_of(p.high, count - N / 2)};
+    } else {
 #if defined(__AVX512F__)
-    const unsigned mask = count >= 8 ? 0xff : count <= 0 ? 0 : (1u << count) - 1;
-    return {_mm512_maskz_mov_pd((__mmask8)mask, p.at)};
+        return {_mm512_maskz_mov_pd((__mmask8)(count >= 8 ? 0xff : count <= 0 ? 0 : (1u << count) - 1), p.at)};
 #elif defined(__AVX2__)
-    return {_mm256_and_pd(p.at, _mm256_castsi256_pd(first_of_four(count)))};
+        return {_mm256_and_pd(p.at, _mm256_castsi256_pd(first_of_four(count)))};
 #else
-    double x[BNBP_REGISTER];
-    pack<BNBP_REGISTER> some;
-    store(x, p);
-    for (int i = 0; i < BNBP_REGISTER; ++i)
-        x[i] = i < count ? x[i] : 0.0;
-    load(some, x);
-    return some;
+        double x[N];
+        store(x, p);
+        for (int i = 0; i < N; ++i)
+            x[i] = i < count ? x[i] : 0.0;
+        pack<double, N> some;
+        load(some, x);
+        return some;
 #endif
+    }
 }
-template <int N> BNBP_INLINE pack<N> first_of(const pack<N>& p, ptrdiff_t count) {
-    return {first_of(p.low, count), first_of(p.high, count - N / 2)};
-}
-/* The same of those at even places, which are in the first half, and those at odd ones. */
+/* The same where those at even places are in the first half, and those at odd ones in the second. */
 BNBP_INLINE lanes first_of_pairs(const lanes& p, ptrdiff_t count) {
     return {first_of(p.low, (count + 1) / 2), first_of(p.high, count / 2)};
 }
 
+/* The first `border` numbers of one pack, the others from another. */
+template <typename T> BNBP_INLINE pack<T, 16> join(T left, T right, ptrdiff_t border) {
+    T x[16];
+    for (int i = 0; i < 16; ++i)
+        x[i] = i < border ? left : right;
+    pack<T, 16> p;
+    load(p, x);
+    return p;
+}
+
 /* ---- the sum, in halves: 16 to 8 to 4 to 2 to 1 */
 
-BNBP_INLINE double sum(const pack<BNBP_REGISTER>& p) {
-    double x[BNBP_REGISTER];
-    store(x, p);
-    for (int half = BNBP_REGISTER / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; ++i)
-            x[i] += x[i + half];
-    return x[0];
-}
+#if defined(__AVX2__)
+template <int N> BNBP_INLINE __m256d to_four(const pack<double, N>& p) {
+    if constexpr (N > 4 && N == width<double>) {
 #if defined(__AVX512F__)
-BNBP_INLINE __m256d to_four(const pack<8>& p) {
-    return _mm256_add_pd(_mm512_castpd512_pd256(p.at), _mm512_extractf64x4_pd(p.at, 1));
+        return _mm256_add_pd(_mm512_castpd512_pd256(p.at), _mm512_extractf64x4_pd(p.at, 1));
+#endif
+    } else if constexpr (N > 4) {
+        return to_four(p.low + p.high);
+    } else {
+        return p.at;
+    }
 }
-#elif defined(__AVX__)
-BNBP_INLINE __m256d to_four(const pack<4>& p) { return p.at; }
+#else
+template <int N> BNBP_INLINE double sum(const pack<double, N>& p) {
+    if constexpr (N == width<double>) {
+        double x[N];
+        store(x, p);
+        return N == 1 ? x[0] : x[0] + x[N - 1];
+    } else {
+        return sum(p.low + p.high);
+    }
+}
 #endif
-template <int N> BNBP_INLINE double sum(const pack<N>& p) { return sum(p.low + p.high); }
 
-/* The sums of the lanes of four channels, which are `apart` doubles from each other. */
-#if defined(__AVX__)
-template <int N> BNBP_INLINE __m256d to_four(const pack<N>& p) { return to_four(p.low + p.high); }
-#endif
-static BNBP_INLINE void sum_of_four(double* to, const double* from, ptrdiff_t apart) {
-#if defined(__AVX__)
+/* The sums of four packs of LANES, which are `apart` numbers from each other. */
+BNBP_INLINE void sum_of_four(double* to, const double* from, ptrdiff_t apart) {
+    lanes p;
+#if defined(__AVX2__)
     __m256d four[4];
     for (int i = 0; i < 4; ++i) {
-        lanes p;
         load(p, from + i * apart);
         four[i] = to_four(p);
     }
-    const __m256d ac = _mm256_add_pd(_mm256_permute2f128_pd(four[0], four[2], 0x20),
-                                     _mm256_permute2f128_pd(four[0], four[2], 0x31));
-    const __m256d bd = _mm256_add_pd(_mm256_permute2f128_pd(four[1], four[3], 0x20),
-                                     _mm256_permute2f128_pd(four[1], four[3], 0x31));
-    _mm256_storeu_pd(to, _mm256_hadd_pd(ac, bd));
+    const __m256d even = _mm256_add_pd(_mm256_permute2f128_pd(four[0], four[2], 0x20),
+                                       _mm256_permute2f128_pd(four[0], four[2], 0x31));
+    const __m256d odd = _mm256_add_pd(_mm256_permute2f128_pd(four[1], four[3], 0x20),
+                                      _mm256_permute2f128_pd(four[1], four[3], 0x31));
+    _mm256_storeu_pd(to, _mm256_hadd_pd(even, odd));
 #else
     for (int i = 0; i < 4; ++i) {
-        lanes p;
         load(p, from + i * apart);
         to[i] = sum(p);
     }
 #endif
+}
+
+/* ---- LANES numbers of a tensor, or the first `count` of them, in the type that is computed in */
+
+template <typename T> BNBP_INLINE void load_lanes(pack<T, 16>& p, const T* from, ptrdiff_t count) {
+    if (count == 16) {
+        load(p, from);
+    } else {
+        T x[16];
+        load_part(x, from, count);
+        load(p, x);
+    }
+}
+template <typename T, typename From> BNBP_INLINE void load_lanes(pack<T, 16>& p, const From* from, ptrdiff_t count) {
+    T x[16];
+    if (count == 16)
+        widen(x, from);
+    else
+        widen_part(x, from, count);
+    load(p, x);
+}
+
+/* The same, but the order of bfloat16 is that of registers: those at even places first. */
+template <typename From> BNBP_INLINE void load_any(lanes& p, const From* from, ptrdiff_t count) {
+    load_lanes(p, from, count);
+}
+BNBP_INLINE void load_any(lanes& p, const bfloat16* from, ptrdiff_t count) {
+    double x[16];
+    if (count == 16)
+        widen_any(x, from);
+    else
+        widen_part_any(x, from, count);
+    load(p, x);
+}
+
+/* And back, rounded once: into the caches or, if they are all, past them. */
+template <typename To, typename T> BNBP_INLINE void store_lanes(To* to, const pack<T, 16>& p, ptrdiff_t count,
+                                                                bool streams) {
+    alignas(64) To x[16];
+    if constexpr (sizeof(To) == sizeof(T)) {
+        store((T*)x, p);
+    } else {
+        T y[16];
+        store(y, p);
+        narrow(x, y);
+    }
+    if (count < 16) {
+        store_part(to, x, count);
+    } else if (!streams) {
+        memcpy((void*)to, x, sizeof x);
+    } else if constexpr (sizeof(To) == 2) {
+        stream_half_line(to, x);
+    } else {
+        for (int i = 0; i < 16; i += 64 / (int)sizeof(To))
+            stream_line(to + i, x + i);
+    }
 }
 
 #endif /* BNBP_LANES_H */

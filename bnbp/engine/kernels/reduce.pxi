@@ -1,29 +1,6 @@
 # Reduce: the sums of a chunk.
 
-cdef extern from "lanes.h" nogil:
-    ctypedef struct LaneSums:  # of LANES accumulators: of float64 with what was rounded off, of others with what was put aside
-        lanes delta, delta_lo, product, product_lo
-
-
 # ---- LANES elements side by side
-
-cdef inline void widen_lanes(double* to, const real* source, Py_ssize_t count, bint each) noexcept nogil:
-    """LANES numbers in float64, or fewer and then zeros. In order, if `each` is to find its own accumulator."""
-    if real is double:
-        if count == LANES:
-            memcpy(to, source, LANES * sizeof(double))
-        else:
-            load_part(to, source, count)
-    elif count < LANES:
-        if each:
-            widen_part(to, source, count)
-        else:
-            widen_part_any(to, source, count)
-    elif each:
-        widen(to, source)
-    else:
-        widen_any(to, source)
-
 
 cdef inline void add_lanes(const real* x, const real* dy, Py_ssize_t count, bint each, const lanes* shift,
                            LaneSums* sums, bint statistics, double unit) noexcept nogil:
@@ -31,10 +8,11 @@ cdef inline void add_lanes(const real* x, const real* dy, Py_ssize_t count, bint
 
     `each` has its own accumulator; otherwise bfloat16 of even places come before those of odd ones.
     """
-    cdef double[LANES] numbers
     cdef lanes centered, rounded_off, delta
-    widen_lanes(numbers, x, count, each)
-    load(centered, numbers)
+    if each:
+        load_lanes(centered, x, count)
+    else:
+        load_any(centered, x, count)
     if real is double:
         centered = two_sum_of(centered, shift[0], &rounded_off, unit)
     else:
@@ -46,9 +24,10 @@ cdef inline void add_lanes(const real* x, const real* dy, Py_ssize_t count, bint
             centered = first_of(centered, count)
         if real is double:
             rounded_off = first_of(rounded_off, count)
-    if not statistics:
-        widen_lanes(numbers, dy, count, each)
-        load(delta, numbers)
+    if not statistics and each:
+        load_lanes(delta, dy, count)
+    elif not statistics:
+        load_any(delta, dy, count)
     add_term(&sums.delta, &sums.delta_lo, &sums.product, &sums.product_lo, delta, centered, rounded_off, statistics,
              real is float16 and not statistics, unit, <real> 0)
 
