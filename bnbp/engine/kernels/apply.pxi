@@ -225,17 +225,20 @@ cdef inline void apply_rest(const real* x, const real* dy, real* to, Py_ssize_t 
 cdef inline void apply_rectangle_as(const real* x, const real* dy, real* to, Py_ssize_t rows, Py_ssize_t pitch,
                                     Py_ssize_t first, Py_ssize_t last, Py_ssize_t ahead, const Positions* at,
                                     bint normalize, bint streams, arith tag) noexcept nogil:
-    cdef Py_ssize_t row, i, k, some, whole = (last - first) // (2 * LANES) * (2 * LANES) + first
-    for row in range(0, rows, 2):
-        some = min(rows - row, 2)
+    # Rows a multiple of a page apart go one by one: the CPU would take what is read for what was just written.
+    cdef Py_ssize_t row = 0, i, k, some, whole = (last - first) // (2 * LANES) * (2 * LANES) + first
+    cdef Py_ssize_t together = 1 if pitch * sizeof(real) % 4096 == 0 else 2
+    while row < rows:
+        some = min(rows - row, together)
         for i in range(first, whole, 32):
             apply_columns(x, dy, to, some, pitch, ahead, at, i, normalize, streams, tag)
         for k in range(some):
             for i in range(whole, last, 16):
                 apply_rest(x, dy, to, min(last - i, LANES), at, i, k * pitch, normalize, streams, tag)
-        x += 2 * pitch
-        dy += 2 * pitch
-        to += 2 * pitch
+        x += some * pitch
+        dy += some * pitch
+        to += some * pitch
+        row += some
 
 
 cdef void apply_rectangle(const real* x, const real* dy, real* to, Py_ssize_t rows, Py_ssize_t pitch,

@@ -40,6 +40,13 @@ cdef inline void look_ahead(const real* x, const real* dy, Py_ssize_t ahead, bin
             prefetch(dy + ahead, LANES * sizeof(real))
 
 
+cdef inline void clear_sums(LaneSums* sums) noexcept nogil:
+    fill(sums.delta, 0.0)
+    fill(sums.product, 0.0)
+    fill(sums.delta_lo, 0.0)
+    fill(sums.product_lo, 0.0)
+
+
 cdef inline void put_aside(LaneSums* sums, real tag) noexcept nogil:
     """Adds the sums of the last few terms to what is kept beside them, and begins anew. Those of float64 go on."""
     if real is not double:
@@ -143,10 +150,7 @@ cdef inline void reduce_channel_as(const real* x, const real* dy, Py_ssize_t row
     cdef Py_ssize_t row, i, left = together
     cdef double unit = one()
     fill(shift, -mean)
-    fill(sums.delta, 0.0)
-    fill(sums.product, 0.0)
-    fill(sums.delta_lo, 0.0)
-    fill(sums.product_lo, 0.0)
+    clear_sums(&sums)
     for row in range(rows):
         i = 0
         while count - i > PIECE:
@@ -231,60 +235,81 @@ cdef void reduce_runs(
 
 # ---- short runs: an accumulator for each position of a row
 
+cdef struct Accumulators:  # of the positions of a row, LANES of them in registers on their way down the rows
+    double* delta
+    double* product
+    double* delta_lo
+    double* product_lo
+    const double* mean
+
+
+cdef inline void begin_columns(LaneSums* sums, lanes* shift, const Accumulators* a, Py_ssize_t i, bint begins, real tag
+                               ) noexcept nogil:
+    """Takes up the sums of LANES positions; the first rows begin with 0."""
+    load(shift[0], a.mean + i)
+    shift[0] = -shift[0]
+    if begins:
+        clear_sums(sums)
+        return
+    load(sums.delta, a.delta + i)
+    load(sums.product, a.product + i)
+    if real is double:
+        load(sums.delta_lo, a.delta_lo + i)
+        load(sums.product_lo, a.product_lo + i)
+
+
+cdef inline void end_columns(LaneSums* sums, const Accumulators* a, Py_ssize_t i, bint ends, real tag) noexcept nogil:
+    """Puts the sums of LANES positions down; with some rows end the terms that are summed together."""
+    if ends and real is not double:
+        load(sums.delta_lo, a.delta_lo + i)
+        load(sums.product_lo, a.product_lo + i)
+        put_aside(sums, tag)
+    store(a.delta + i, sums.delta)
+    store(a.product + i, sums.product)
+    if ends or real is double:
+        store(a.delta_lo + i, sums.delta_lo)
+        store(a.product_lo + i, sums.product_lo)
+
+
 cdef inline void reduce_columns(
     const real* x,          # IN  (rows, count), with a pitch
     const real* dy,         # IN
     Py_ssize_t rows, Py_ssize_t pitch, Py_ssize_t count, Py_ssize_t ahead,
-    const double* mean,     # IN  (count)
-    double* delta,          # IN OUT (count), the accumulators
-    double* delta_lo,
-    double* product,
-    double* product_lo,
+    const Accumulators* a,  # IN OUT (count)
     bint statistics, bint begins, bint ends,
 ) noexcept nogil:
-    """Adds a few rows to the accumulators of their positions, and asks for what comes `ahead` elements later.
-
-    LANES positions at a time, whose accumulators are in registers on their way down the rows. The first rows begin
-    with 0; and with some end the terms that are summed together.
-    """
-    cdef LaneSums sums
-    cdef lanes shift
-    cdef Py_ssize_t i, row, some
-    cdef const real* at
+    """Adds a few rows to the accumulators of their positions, and asks for what comes `ahead` elements later."""
+    cdef LaneSums sums, more
+    cdef lanes shift, shift_more
+    cdef Py_ssize_t i = 0, row, at, some
     cdef double unit = one()
-    for i in range(0, count, 16):
+    while i + 2 * LANES <= count:
+        begin_columns(&sums, &shift, a, i, begins, <real> 0)
+        begin_columns(&more, &shift_more, a, i + LANES, begins, <real> 0)
+        for row in range(rows):
+            at = row * pitch + i
+            look_ahead(x + at, dy + at, ahead, not statistics)
+            add_lanes(x + at, dy + at, LANES, True, &shift, &sums, statistics, unit)
+            at += LANES
+            look_ahead(x + at, dy + at, ahead, not statistics)
+            add_lanes(x + at, dy + at, LANES, True, &shift_more, &more, statistics, unit)
+        end_columns(&sums, a, i, ends, <real> 0)
+        end_columns(&more, a, i + LANES, ends, <real> 0)
+        i += 2 * LANES
+    while i < count:
         some = min(count - i, LANES)
-        load(shift, mean + i)
-        shift = -shift
-        if begins:
-            fill(sums.delta, 0.0)
-            fill(sums.product, 0.0)
-            fill(sums.delta_lo, 0.0)
-            fill(sums.product_lo, 0.0)
-        else:
-            load(sums.delta, delta + i)
-            load(sums.product, product + i)
-            if real is double:
-                load(sums.delta_lo, delta_lo + i)
-                load(sums.product_lo, product_lo + i)
+        begin_columns(&sums, &shift, a, i, begins, <real> 0)
         if some == LANES:
             for row in range(rows):
-                at = x + row * pitch + i
-                look_ahead(at, at - x + dy, ahead, not statistics)
-                add_lanes(at, at - x + dy, LANES, True, &shift, &sums, statistics, unit)
+                at = row * pitch + i
+                look_ahead(x + at, dy + at, ahead, not statistics)
+                add_lanes(x + at, dy + at, LANES, True, &shift, &sums, statistics, unit)
         else:
             for row in range(rows):
-                at = x + row * pitch + i
-                add_lanes(at, at - x + dy, some, True, &shift, &sums, statistics, unit)
-        if ends and real is not double:
-            load(sums.delta_lo, delta_lo + i)
-            load(sums.product_lo, product_lo + i)
-            put_aside(&sums, <real> 0)
-        store(delta + i, sums.delta)
-        store(product + i, sums.product)
-        if ends or real is double:
-            store(delta_lo + i, sums.delta_lo)
-            store(product_lo + i, sums.product_lo)
+                at = row * pitch + i
+                add_lanes(x + at, dy + at, some, True, &shift, &sums, statistics, unit)
+        end_columns(&sums, a, i, ends, <real> 0)
+        i += LANES
 
 
 cdef void reduce_rows(
@@ -298,9 +323,11 @@ cdef void reduce_rows(
 ) noexcept nogil:
     """The sums of a chunk of short runs: an accumulator for each position of a row, folded by channel at the end."""
     cdef double[POSITIONS + 16] delta, delta_lo, product, product_lo, mean
+    cdef Accumulators a
     cdef Py_ssize_t i, k, c, count, length, row = 0, position = 0, left = TERMS, ahead, s = p.s
     cdef Py_ssize_t channels = t.c1 - t.c0, rows = t.rows - (t.last < t.length), repeat = channels * s
-    cdef bint ends
+    cdef bint ends, aside = real is not double and t.rows >= TERMS
+    a.delta, a.delta_lo, a.product, a.product_lo, a.mean = delta, delta_lo, product, product_lo, mean
     if repeat == t.length and s == 1:
         memcpy(mean, means, channels * sizeof(double))
     else:
@@ -311,10 +338,9 @@ cdef void reduce_rows(
         while position < t.length:
             mean[position] = mean[position - repeat]
             position += 1
-    for i in range(t.length):
-        delta_lo[i] = product_lo[i] = 0.0
-        if t.last < t.length and i >= t.last or t.rows == 0:
-            delta[i] = product[i] = 0.0
+    if aside or real is double:
+        memset(delta_lo, 0, t.length * sizeof(double))
+        memset(product_lo, 0, t.length * sizeof(double))
     while row < t.rows:
         count, length = 1, t.last
         if row < rows:
@@ -325,16 +351,14 @@ cdef void reduce_rows(
             left = TERMS
         ahead = count * t.pitch if p.far else 0
         if statistics:
-            reduce_columns(x, x, count, t.pitch, length, ahead, mean, delta, delta_lo, product, product_lo, True,
-                           row == 0, ends)
+            reduce_columns(x, x, count, t.pitch, length, ahead, &a, True, row == 0, ends)
         else:
-            reduce_columns(x, dy, count, t.pitch, length, ahead, mean, delta, delta_lo, product, product_lo, False,
-                           row == 0, ends)
+            reduce_columns(x, dy, count, t.pitch, length, ahead, &a, False, row == 0, ends)
         x += count * t.pitch
         dy += count * t.pitch
         row += count
     # First what was put aside, then rows that were taken as one, then the positions of a channel.
-    if real is not double:
+    if aside:
         for i in range(t.length):
             delta[i] += delta_lo[i]
             product[i] += product_lo[i]
