@@ -7,6 +7,9 @@ import sys
 from fractions import Fraction
 from typing import NamedTuple
 
+# Many tests ask for more threads than there are CPUs, and one that spins while it waits keeps others from their work.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # which OpenMP reads when it is loaded
+
 import ml_dtypes
 import numpy as np
 import pytest

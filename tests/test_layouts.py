@@ -118,7 +118,7 @@ def test_sums_of_every_layout(shape, axis, dtype):
         x = of_x(batch.input)
         expected = sums_of(batch._replace(input=packed_like(x, x), normalized_delta=packed_like(x, batch[5])), axis)
         told.add(b"".join(array.tobytes() for array in expected))
-        for second, threads in (("plain", 1), ("gaps", 2), ("reversed", 3), (first, 2)):
+        for second, threads in (("plain", 1), ("gaps", 2), ("reversed", 3)):
             viewed = batch._replace(input=x, normalized_delta=VIEWS[second](batch.normalized_delta))
             assert_same(sums_of(viewed, axis, num_threads=threads), expected, (first, second, threads))
     assert len(told) > (batch.input.size > 1000)  # layouts whose order differs have sums that differ

@@ -46,9 +46,12 @@ def out_of_line(shape, dtype, offset):
 
 
 def places(dtype):
-    """Where tensors begin: on a cache line, within one, and where no element of their type should."""
+    """Where tensors begin: on a cache line, within one, and where none should; with which caches and threads."""
     size = np.dtype(dtype).itemsize
-    return (0, 0), (4 * size, 2 * size), (13 * size, 6 * size), (1, 0), (2 * size + 1, 1)
+    for place in ((0, 0), (4 * size, 2 * size), (13 * size, 6 * size)):
+        yield place, itertools.product((1 << 12, 1 << 17, 1 << 20), (1, 2, 3))
+    for place in ((1, 0), (2 * size + 1, 1)):
+        yield place, ((1 << 12, 1), (1 << 17, 3))
 
 
 def moved(batch, first, second):
@@ -88,15 +91,17 @@ def test_bits_do_not_depend_on_the_schedule(shape, axis, dtype, outlier, operato
         assert_accurate(result, exact, axis)
     if outlier and dtype is not np.float16:  # whose smallest number is larger
         assert np.ptp(expected[0].swapaxes(0, axis)[channel]) > 0
-    for size, threads, (first, second) in itertools.product((1 << 12, 1 << 17, 1 << 20), (1, 2, 3), places(dtype)):
-        l2_size(size)
-        out = (out_of_line(shape, dtype, first), *map(np.empty_like, expected[1:]))
-        results = results_of(bnbp, operator, moved(batch, first, second), num_threads=threads, out=out)
-        assert same_bits(results, expected), (size, threads, first, second)
-        memory = out[0].base
-        start = out[0].ctypes.data - memory.ctypes.data
-        assert (memory[:start] == 7).all(), "it wrote before the output"
-        assert (memory[start + out[0].nbytes :] == 7).all(), "it wrote past the output"
+    for (first, second), schedules in places(dtype):
+        elsewhere = moved(batch, first, second)
+        for size, threads in schedules:
+            l2_size(size)
+            out = (out_of_line(shape, dtype, first), *map(np.empty_like, expected[1:]))
+            results = results_of(bnbp, operator, elsewhere, num_threads=threads, out=out)
+            assert same_bits(results, expected), (size, threads, first, second)
+            memory = out[0].base
+            start = out[0].ctypes.data - memory.ctypes.data
+            assert (memory[:start] == 7).all(), "it wrote before the output"
+            assert (memory[start + out[0].nbytes :] == 7).all(), "it wrote past the output"
 
 
 @pytest.mark.parametrize(("shape", "axis"), [*SHAPES, TALL], ids=str)
@@ -108,9 +113,9 @@ def test_bits_of_sums_do_not_depend_on_the_schedule(shape, axis, dtype, l2_size)
     other = batch._replace(**{name: np.flip(getattr(batch, name), 0).copy() for name in ("input", "normalized_delta")})
     if shape[0] > 1:  # two of the four tell, or more; float16 has no others
         assert sum((a != b).any() for a, b in zip(sums_of(other, axis, num_threads=1), expected, strict=True)) >= 2
-    for first, second in places(dtype):
+    for (first, second), schedules in places(dtype):
         elsewhere = moved(batch, first, second)
-        for size, threads in itertools.product((1 << 12, 1 << 17, 1 << 20), (1, 2, 3, 4)):
+        for size, threads in schedules:
             l2_size(size)
             sums = sums_of(elsewhere, axis, num_threads=threads)
             assert same_bits(sums, expected), (size, threads, first, second)
