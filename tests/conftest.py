@@ -1,15 +1,21 @@
 """What the tests share: data, and a new interpreter."""
 
+import math
 import os
 import subprocess
 import sys
+from fractions import Fraction
 from typing import NamedTuple
+
+# Many tests ask for more threads than there are CPUs, and one that spins while it waits keeps others from their work.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # which OpenMP reads when it is loaded
 
 import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import settings
 
+import bnbp
 from bnbp.engine import boundary
 
 settings.register_profile("bnbp", deadline=None)  # no test asserts a time
@@ -66,6 +72,40 @@ def make_batch(shape, axis=1, dtype=np.float64, seed=0, offset=3.0, parameters=N
     return Batch(x, *(vector.astype(parameters) for vector in (gamma, beta, mean, variance)), dy)
 
 
+def make_telling(shape, axis=1, dtype=np.float64, seed=0) -> Batch:
+    """A batch whose sums tell in which order they were made, as far as the type has numbers for it.
+
+    Numbers of very different sizes, each once with either sign, in `input` as in `normalized_delta`: the exact sums are
+    next to nothing. What comes out is what was rounded off, and that is another number for another order.
+    """
+    rng = np.random.default_rng(seed)
+    channels, count = shape[axis], math.prod(shape) // shape[axis]
+    scale = {np.float16: 12, np.float64: 60}.get(dtype, 30)
+    order = rng.permutation(count)
+
+    def numbers(size):
+        exponents = rng.integers(-scale, scale, (channels, size))
+        return np.ldexp(rng.choice([-1, 1], exponents.shape) * rng.uniform(1, 2, exponents.shape), exponents)
+
+    def tensor(*parts):
+        rest = [shape[k] for k in range(len(shape)) if k != axis % len(shape)]
+        values = np.concatenate([*parts, numbers(count % 4) * 2.0**-scale], 1)[:, order]
+        return np.ascontiguousarray(np.moveaxis(values.reshape(channels, *rest), 0, axis).astype(dtype))
+
+    x, delta = numbers(count // 4), numbers(count // 4)
+    gamma, beta, mean, variance = (numbers(1)[:, 0].astype(dtype) for _ in range(4))
+    return Batch(tensor(x, x, -x, -x), gamma, beta, mean, abs(variance), tensor(delta, -delta, delta, -delta))
+
+
+def sums_of(batch, axis=1, **options):
+    """All that bnbp gives in float64: mean, squared deviations and the two sums of the gradient."""
+    x, mean, delta = batch.input, batch.mean, batch.normalized_delta
+    return (
+        *bnbp.batch_norm_training_statistics(x, channel_axis=axis, **options)[1:],
+        *bnbp.batch_norm_training_backprop_reduce(x, mean, delta, channel_axis=axis, **options),
+    )
+
+
 def eps(dtype) -> float:
     """The distance from 1 to the next number."""
     return float(ml_dtypes.finfo(dtype).eps)
@@ -74,6 +114,28 @@ def eps(dtype) -> float:
 def tiny(dtype) -> float:
     """The smallest number above 0."""
     return float(ml_dtypes.finfo(dtype).smallest_subnormal)
+
+
+def unit_of(value) -> Fraction:
+    """From a number to the next larger one of its type: a unit in its last place."""
+    return Fraction(float(np.spacing(abs(value)))) if value else Fraction(tiny(value.dtype))
+
+
+def sum_bound(value, magnitude, dtype, ulps=None) -> Fraction:
+    """The contract: what a sum over tensors of `dtype` may be off by, as it is returned; `magnitude` is the terms'.
+
+    It is right to the last place, or 4 of float64, as long as the terms are less than 2^20 times as large as the sum.
+    """
+    ulps = ulps or (4 if dtype == np.float64 else 1)
+    return ulps * max(unit_of(value), Fraction(eps(value.dtype)) / 2**21 * magnitude)
+
+
+def sum_error(dtype) -> float:
+    """What sums over tensors of `dtype` may be off by before they are rounded, relative to the terms' magnitude.
+
+    What the reference is off by is in it.
+    """
+    return 64 * np.finfo(np.float64).eps
 
 
 def same_bits(first, second) -> bool:

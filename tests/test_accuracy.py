@@ -10,7 +10,7 @@ import ml_dtypes
 import mpmath
 import numpy as np
 import pytest
-from conftest import eps, tiny
+from conftest import eps, sum_bound, tiny, unit_of
 
 import bnbp
 
@@ -21,13 +21,12 @@ LAYOUTS = {
 }
 
 
+def off(value, exact: Fraction) -> Fraction:
+    return abs(Fraction(float(value)) - exact)
+
+
 def ulps_off(value, exact: Fraction) -> float:
-    unit = Fraction(float(np.spacing(abs(value)))) if value else Fraction(tiny(value.dtype))
-    return float(abs(Fraction(float(value)) - exact) / unit)
-
-
-def ulps_allowed(dtype) -> int:
-    return 4 if dtype == np.float64 else 1
+    return float(off(value, exact) / unit_of(value))
 
 
 def condition(terms) -> float:
@@ -85,9 +84,9 @@ def test_sums_are_right_to_the_last_place(case, layout, types):
         assert condition(terms) < 2**20
         if terms is product and case == "subnormal deltas" and dtype == np.float64:
             # Each product is below the normal numbers, and loses up to half of the smallest one there is.
-            assert abs(Fraction(float(value)) - sum(terms)) <= len(terms) * Fraction(5e-324) / 2
+            assert off(value, sum(terms)) <= len(terms) * Fraction(5e-324) / 2
         else:
-            assert ulps_off(value, sum(terms)) <= ulps_allowed(parameters)
+            assert off(value, sum(terms)) <= sum_bound(value, sum(map(abs, terms)), dtype)
     if case == "cancelling sums":
         assert condition(delta) > 2**16  # it does cancel
 
@@ -101,17 +100,17 @@ def test_ten_million_elements_a_channel(types):
     gamma, statistics = np.ones(1, parameters), (np.array([center], parameters), np.array([3.75], parameters))
     flat = x.astype(dtype).reshape(1, 1, -1), gamma, None
     got = bnbp.batch_norm_training_backprop(*flat, *statistics, dy.astype(dtype).reshape(1, 1, -1), 0.25)
-    sums = Fraction(int((dy * (x - center)).sum()), 2), Fraction(int(dy.sum()))
-    for (value,), exact in zip(got[1:], sums, strict=True):
+    for (value,), terms, scale in zip(got[1:], (dy * (x - center), dy), (2, 1), strict=True):
+        exact, magnitude = Fraction(int(terms.sum()), scale), Fraction(int(abs(terms).sum()), scale)
         if abs(exact) > Fraction(float(ml_dtypes.finfo(parameters).max)):
             assert value == np.inf * np.sign(float(exact))
         else:
-            assert ulps_off(value, exact) <= ulps_allowed(parameters)
+            assert off(value, exact) <= sum_bound(value, magnitude, dtype)
     forward = bnbp.batch_norm_training(*flat)
     mean = Fraction(int(x.sum()), x.size)
     variance = Fraction(int((x * x).sum()), x.size) - mean * mean
-    assert ulps_off(forward.batch_mean[0], mean) <= 1
-    assert ulps_off(forward.batch_variance[0], variance) <= 1
+    assert off(forward.batch_mean[0], mean) <= sum_bound(forward.batch_mean[0], mean, dtype, ulps=1)
+    assert off(forward.batch_variance[0], variance) <= sum_bound(forward.batch_variance[0], variance, dtype, ulps=1)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -125,8 +124,9 @@ def test_statistics_are_right_to_the_last_place(types, offset, layout):
     values = [Fraction(float(value)) for value in x]
     mean = sum(values) / len(values)
     variance = sum((value - mean) ** 2 for value in values) / len(values)
-    assert ulps_off(got.batch_mean[0], mean) <= 1
-    assert ulps_off(got.batch_variance[0], variance) <= 1
+    magnitude = sum(map(abs, values)) / len(values)
+    assert off(got.batch_mean[0], mean) <= sum_bound(got.batch_mean[0], magnitude, dtype, ulps=1)
+    assert off(got.batch_variance[0], variance) <= sum_bound(got.batch_variance[0], variance, dtype, ulps=1)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -190,3 +190,33 @@ def test_every_16_bit_number_is_read_and_rounded_once(half):
         numbers = ~np.isnan(expected)
         assert np.array_equal(np.isnan(got), ~numbers)
         assert np.array_equal(got[numbers].view(np.uint16), expected[numbers].view(np.uint16))
+
+
+@pytest.mark.parametrize(
+    ("half", "exact", "expected"),
+    [
+        (np.float16, 2049 + 2.0**-14, 2050),
+        (np.float16, -2049 + 2.0**-14, -2048),
+        (np.float16, 2049.0, 2048),
+        (ml_dtypes.bfloat16, 257 + 2.0**-18, 258),
+        (ml_dtypes.bfloat16, -257 + 2.0**-18, -256),
+        (ml_dtypes.bfloat16, 259.0, 260),
+    ],
+)
+def test_a_float64_sum_is_rounded_to_16_bits_once(half, exact, expected):
+    """Rounded to float32 in between, it would be half way between two numbers, and then be one or the other."""
+    x, one = np.ones((4, 1), half), np.ones(1, half)
+    sums = np.array([exact]), np.array([exact])
+    got = bnbp.batch_norm_training_backprop_apply(x, one, None, one, one, x, *sums, 4, 0.0)
+    assert got.beta_delta[0] == expected
+    assert got.gamma_delta[0] == expected
+
+
+@pytest.mark.parametrize("shape", [(40, 1), (1, 1, 40)], ids=str)
+def test_an_element_computed_in_float64_is_rounded_to_16_bits_once(shape):
+    """1 + 2^-8 + 2^-30, a little more than half way, times a power of two; the scale is beyond float32."""
+    gamma, mean, variance = np.array([[(1 + 2.0**-8) * 2.0**127], [0], [2.0**-6 * (1 - 2.0**-20)]], np.float32)
+    epsilon = 2.0**-6 / (1 + 2.0**-30) ** 2 - float(variance[0])
+    delta = np.full(shape, 2.0**-60, ml_dtypes.bfloat16)
+    got = bnbp.batch_norm_inference_backprop(delta, gamma, None, mean, variance, delta, epsilon).input_delta
+    assert (got == ml_dtypes.bfloat16((1 + 2.0**-7) * 2.0**70)).all()

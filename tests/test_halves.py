@@ -5,10 +5,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from conftest import DTYPES, MIXED, eps, make_batch, same_bits, tiny
+from conftest import DTYPES, MIXED, eps, make_batch, same_bits, sum_bound, sum_error, tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from test_accuracy import ulps_allowed, ulps_off
+from test_accuracy import off, ulps_off
 
 import bnbp
 from bnbp import reference
@@ -54,19 +54,19 @@ def in_parts(batch, split):
 
 def check_contract(batch, input_delta, gamma_delta, beta_delta, sums=()):
     """The accuracy contract of the whole operator; a unit in the last place is one of the largest sum."""
-    dtype, parameters = batch.input.dtype.type, batch.mean.dtype.type
+    dtype = batch.input.dtype.type
     u = Fraction(eps(dtype)) / 2
     for c in range(SHAPE[1]):
         delta, mean = channel(batch.normalized_delta, c), Fraction(float(batch.mean[c]))
         centered = [value - mean for value in channel(batch.input, c)]
-        beta, gamma = sum(delta), sum(d * e for d, e in zip(delta, centered, strict=True)) / 2
-        for value, exact, parts in (
-            (beta_delta[c], beta, [part.delta_sum[c] for part in sums]),
-            (gamma_delta[c], gamma, [part.delta_centered_sum[c] / 2 for part in sums]),
+        products = [d * e / 2 for d, e in zip(delta, centered, strict=True)]
+        beta, gamma = sum(delta), sum(products)
+        for value, terms, parts in (
+            (beta_delta[c], delta, [part.delta_sum[c] for part in sums]),
+            (gamma_delta[c], products, [part.delta_centered_sum[c] / 2 for part in sums]),
         ):
-            largest = max(map(abs, [value, *parts]))
-            unit = np.spacing(dtype(largest) if dtype == np.float64 else abs(value))
-            assert abs(Fraction(float(value)) - exact) <= ulps_allowed(parameters) * Fraction(float(unit))
+            largest = dtype(max(map(abs, [value, *parts]))) if dtype == np.float64 else value
+            assert off(value, sum(terms)) <= sum_bound(largest, sum(map(abs, terms)), dtype)
         scale, m = Fraction(float(batch.gamma[c])) / 2, len(delta)
         for value, d, e in zip(channel(input_delta, c), delta, centered, strict=True):
             bound = 6 * u * abs(scale) * (abs(d) + abs(beta / m) + abs(e / 2 * gamma / m)) + Fraction(tiny(dtype))
@@ -105,10 +105,11 @@ def test_halves_agree_with_the_reference(layout, types):
     sums = bnbp.batch_norm_training_backprop_reduce(*arguments, channel_axis=axis)
     expected = reference.batch_norm_training_backprop_reduce(*arguments, channel_axis=axis)
     count = batch.input.size // shape[axis]
-    slack = 16 * np.finfo(np.float64).eps * count
-    for value, exact in zip(sums, expected, strict=True):
+    x, mean, delta = (abs(array.astype(np.float64)) for array in arguments)
+    magnitude = reference.batch_norm_training_backprop_reduce(x, -mean, delta, channel_axis=axis)
+    for value, exact, size in zip(sums, expected, magnitude, strict=True):
         assert value.dtype == np.float64
-        np.testing.assert_allclose(value, exact, rtol=slack, atol=slack)
+        assert (abs(value - exact) <= sum_error(types[0]) * size).all()
     arguments = (*batch, *expected, 3 * count, 0.5)  # a third of a batch
     got = bnbp.batch_norm_training_backprop_apply(*arguments, channel_axis=axis)
     expected = reference.batch_norm_training_backprop_apply(*arguments, channel_axis=axis)
@@ -152,11 +153,44 @@ def test_merged_statistics_are_right_to_the_last_places(dtype, split):
     for c in range(SHAPE[1]):
         values = channel(x, c)
         mean = sum(values) / len(values)
-        assert ulps_off(merged.mean[c], mean) <= 1
+        magnitude = sum(map(abs, values)) / len(values)
+        assert off(merged.mean[c], mean) <= sum_bound(merged.mean[c], magnitude, dtype, ulps=1)
         # Those of smaller types are summed in float64 and no more: far below a unit in their own last place.
-        assert ulps_off(merged.m2[c], sum((value - mean) ** 2 for value in values)) <= (
-            4 if dtype == np.float64 else 16
-        )
+        m2 = sum((value - mean) ** 2 for value in values)
+        assert off(merged.m2[c], m2) <= sum_bound(merged.m2[c], m2, dtype, ulps=4 if dtype == np.float64 else 16)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_merging_rounds_once(seed):
+    """Parts of any counts, means and deviations: the results are the exact ones, rounded."""
+    rng = np.random.default_rng(seed)
+    parts = []
+    for _ in range(rng.integers(2, 9)):
+        mean, m2 = rng.normal(size=(2, 9)) * 10.0 ** rng.integers(-6, 7, (2, 9))
+        parts.append((int(10 ** rng.uniform(0, 6)), mean, abs(m2)))
+    merged = bnbp.merge_statistics(parts)
+    for c in range(9):
+        exact = [(count, Fraction(mean[c]), Fraction(m2[c])) for count, mean, m2 in parts]
+        mean = sum(count * value for count, value, _ in exact) / merged.count
+        assert ulps_off(merged.mean[c], mean) <= 0.501
+        assert ulps_off(merged.m2[c], sum(m2 + count * (value - mean) ** 2 for count, value, m2 in exact)) <= 0.501
+
+
+@pytest.mark.parametrize(
+    ("means", "expected"),
+    [
+        ((np.inf, 1.0), np.inf),
+        ((1.0, -np.inf, 2.0), -np.inf),
+        ((np.inf, np.inf), np.inf),
+        ((np.inf, -np.inf), np.nan),
+        ((1.0, np.nan), np.nan),
+        ((np.inf, np.nan), np.nan),
+    ],
+)
+def test_an_infinite_or_missing_mean_is_that_of_the_whole_channel(means, expected):
+    merged = bnbp.merge_statistics((3, np.array([mean, 0.5]), np.array([1.0, 2.0])) for mean in means)
+    np.testing.assert_array_equal(merged.mean, [expected, 0.5])
+    np.testing.assert_array_equal(merged.m2, [np.nan, 2.0 * len(means)])
 
 
 @given(splits)

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import make_batch, same_bits
+from conftest import make_batch, make_telling, same_bits, sums_of
 
 import bnbp
 
@@ -107,6 +107,21 @@ def test_every_layout_of_every_tensor(shape, axis, types, name):
             assert results[0] is out[0]
             assert_same(results, expected, (first, second, third))
             assert before == (x.tobytes(), viewed.normalized_delta.tobytes())
+
+
+@pytest.mark.parametrize(("shape", "axis"), SHAPES + LARGE, ids=str)
+def test_sums_of_every_layout(shape, axis, dtype):
+    """In float64, of data that tells in which order it was summed."""
+    batch = make_telling(shape, axis, dtype)
+    told = set()
+    for first, of_x in VIEWS.items():
+        x = of_x(batch.input)
+        expected = sums_of(batch._replace(input=packed_like(x, x), normalized_delta=packed_like(x, batch[5])), axis)
+        told.add(b"".join(array.tobytes() for array in expected))
+        for second, threads in (("plain", 1), ("gaps", 2), ("reversed", 3)):
+            viewed = batch._replace(input=x, normalized_delta=VIEWS[second](batch.normalized_delta))
+            assert_same(sums_of(viewed, axis, num_threads=threads), expected, (first, second, threads))
+    assert len(told) > (batch.input.size > 1000)  # layouts whose order differs have sums that differ
 
 
 @pytest.mark.parametrize("name", INPUTS)

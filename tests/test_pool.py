@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import make_batch, same_bits
+from conftest import make_batch, python, same_bits
 
 import bnbp
 
@@ -89,6 +89,37 @@ def test_memory_that_is_much_too_large_is_not_taken():
     small = result()
     assert pool()["held"] == 4 << 20
     del small
+
+
+def test_memory_that_is_a_little_too_large_is_taken_and_counted_whole():
+    large = result((5, 16, 64, 64))
+    place, size = large.ctypes.data, large.nbytes
+    del large
+    small = result()
+    assert small.ctypes.data == place
+    assert small.nbytes < size
+    assert pool()["held"] == 0
+    del small
+    assert pool()["held"] == size
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+def test_what_is_kept_is_given_up_where_memory_is_refused():
+    """128 MiB are kept, 64 more are to be had, and 160 are asked for."""
+    code = """
+import os, resource, numpy as np, bnbp
+bnbp.set_pool_limit(256 << 20)
+def result(mebibytes):
+    x, v = np.broadcast_to(np.float32(3), (mebibytes, 1, 1 << 18)), np.ones(1, np.float32)
+    return bnbp.batch_norm_inference(x, None, None, v, v, 0.0, num_threads=1)
+result(128)
+held = bnbp.show_config("dicts")["pool"]["held"]
+used = int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), resource.RLIM_INFINITY))
+array = result(160)
+print(held >> 20, array.min(), array.max(), bnbp.show_config("dicts")["pool"]["held"])
+"""
+    assert python(code) == "128 2.0 2.0 0"
 
 
 def test_small_results_are_left_to_numpy():

@@ -98,6 +98,35 @@ print(sum(codes))
     assert python(FORK + code) == "0"
 
 
+@needs_fork
+def test_a_child_forked_by_another_thread_heeds_signals():
+    """The call would take minutes, and the child may use only some seconds of the CPU."""
+    code = """
+import resource, signal, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, that a fork beside threads may hang
+class Woken(Exception): pass
+def wake(*_): raise Woken
+signal.signal(signal.SIGALRM, wake)
+def work():
+    child = os.fork()
+    if child == 0:
+        resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        try:
+            bnbp.batch_norm_training_statistics(np.broadcast_to(np.float32(1), (1 << 25, 1, 1 << 17)))
+        except Woken:
+            os._exit(0)
+        os._exit(1)
+    codes.append(exit_code(child))
+codes = []
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+print(codes)
+"""
+    assert python(FORK + code) == "[0]"
+
+
 WORKERS = """
 import multiprocessing
 import sys

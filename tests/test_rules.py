@@ -192,7 +192,8 @@ def test_any_larger_number_of_threads_will_do():
 
 
 def test_the_output_mask_has_an_entry_for_each_output():
-    refused(ValueError, "output_mask: expected 3 booleans, got 2", options={"output_mask": (True, False)})
+    for mask in ((), (True,), (True, False), (True,) * 4, [True] * 4):
+        refused(ValueError, f"output_mask: expected 3 booleans, got {len(mask)}", options={"output_mask": mask})
     refused(TypeError, "output_mask: expected 3 booleans, got 'yes'", options={"output_mask": "yes"})
     refused(TypeError, "output_mask: expected 3 booleans, got True", options={"output_mask": True})
 
@@ -386,6 +387,37 @@ def test_a_tensor_on_a_device_is_refused(kind, device, name):
     )
 
 
+def field_of(capsule, kind, offset):
+    """A field of what DLPack says of a tensor: its address at 0, the device's type at 8, the elements' at 20."""
+    tensor = ctypes.pythonapi.PyCapsule_GetPointer
+    tensor.restype, tensor.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    return kind.from_address(tensor(capsule, b"dltensor") + offset)
+
+
+class OnAHost(HasDLPack):
+    """A tensor in memory that a device reads too."""
+
+    kind = 3
+
+    def __dlpack_device__(self):
+        return self.kind, 0
+
+    def __dlpack__(self, **options):
+        capsule = self.array.__dlpack__()
+        device = field_of(capsule, ctypes.c_int32, 8)
+        assert device.value == 1  # the CPU
+        device.value = self.kind
+        return capsule
+
+
+@pytest.mark.parametrize("kind", [3, 11, 13], ids=["CUDA's host", "ROCm's host", "CUDA's managed memory"])
+@pytest.mark.parametrize("name", NAMES)
+def test_memory_of_the_host_that_a_device_reads_too_is_taken(kind, name):
+    tensor = OnAHost(getattr(BATCH, name))
+    tensor.kind = kind
+    assert same_bits(call(), call(**{name: tensor}))
+
+
 class LikePyTorch(HasDLPack):
     """A tensor of bfloat16, which NumPy has no type for: `__array__` refuses, and DLPack has it."""
 
@@ -394,9 +426,7 @@ class LikePyTorch(HasDLPack):
 
     def __dlpack__(self, **options):
         capsule = self.array.view(np.uint16).__dlpack__()
-        tensor = ctypes.pythonapi.PyCapsule_GetPointer
-        tensor.restype, tensor.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-        code = ctypes.c_uint8.from_address(tensor(capsule, b"dltensor") + 20)  # after data, device and ndim
+        code = field_of(capsule, ctypes.c_uint8, 20)
         assert code.value == 1  # an unsigned integer
         code.value = 4  # bfloat16
         return capsule

@@ -8,7 +8,8 @@ import itertools
 
 import numpy as np
 import pytest
-from conftest import eps, make_batch, same_bits
+from conftest import eps, make_batch, make_telling, same_bits, sums_of, tiny
+from ml_dtypes import bfloat16
 
 import bnbp
 
@@ -31,15 +32,42 @@ SHAPES = [
     ((50_000, 1), 1),
     ((6, 5000, 2), 1),
 ]
+# More rows, of too many channels to be merged, than there are in any other shape.
+TALL = ((9000, 300), 1)
 OPERATORS = {"training": 3, "training_backprop": 6, "inference": 5, "inference_backprop": 6}
 
 
 def out_of_line(shape, dtype, offset):
-    """An array that begins `offset` elements after a cache line does."""
-    size = int(np.prod(shape))
-    memory = np.full(size + 64, 7, dtype)
-    start = -memory.ctypes.data % 64 // memory.itemsize + offset
-    return memory[start : start + size].reshape(shape)
+    """An array that begins `offset` bytes after a cache line does."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.full(size + 256, 7, np.uint8)
+    start = -memory.ctypes.data % 64 + offset
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def places(dtype):
+    """Where tensors begin: on a cache line, within one, and where none should; with which caches and threads."""
+    size = np.dtype(dtype).itemsize
+    for place in ((0, 0), (4 * size, 2 * size), (13 * size, 6 * size)):
+        yield place, itertools.product((1 << 12, 1 << 17, 1 << 20), (1, 2, 3))
+    for place in ((1, 0), (2 * size + 1, 1)):
+        yield place, ((1 << 12, 1), (1 << 17, 3))
+
+
+def moved(batch, first, second):
+    """The same batch, `input` and `normalized_delta` elsewhere in memory."""
+    dtype, shape = batch.input.dtype, batch.input.shape
+    copy = batch._replace(input=out_of_line(shape, dtype, first), normalized_delta=out_of_line(shape, dtype, second))
+    copy.input[...], copy.normalized_delta[...] = batch.input, batch.normalized_delta
+    return copy
+
+
+def assert_accurate(result, exact, axis):
+    """Relative to the largest number, of a tensor that of each channel: one may have far smaller ones than others."""
+    others = tuple(k for k in range(exact.ndim) if k != axis) if exact.ndim > 1 else None
+    scale, most = np.abs(exact).max(others, keepdims=True), 1e3 if result.dtype.itemsize > 2 else 4
+    error = np.abs(result.astype(np.float64) - exact)
+    assert (error <= scale * most * eps(result.dtype) + tiny(result.dtype)).all()
 
 
 def results_of(package, operator, batch, **options):
@@ -51,27 +79,46 @@ def results_of(package, operator, batch, **options):
 @pytest.mark.parametrize("outlier", [False, True])
 @pytest.mark.parametrize(("shape", "axis"), SHAPES, ids=str)
 def test_bits_do_not_depend_on_the_schedule(shape, axis, dtype, outlier, operator, l2_size):
-    batch = make_batch(shape, axis, dtype)
+    parameters = np.float32 if outlier and np.dtype(dtype).itemsize == 2 else dtype
+    batch = make_batch(shape, axis, dtype, parameters=parameters)
     if outlier:  # below float32's range, so that this channel alone is computed in float64
-        batch.gamma[shape[axis] // 2] = 1e-41
+        channel = shape[axis] // 2
+        batch.gamma[channel], batch.beta[channel] = 1e-41 if dtype is not bfloat16 else 4e-39, 0
+        batch.normalized_delta.swapaxes(0, axis)[channel] *= dtype(1000)
     l2_size(1 << 40)
     expected = results_of(bnbp, operator, batch, num_threads=1)
     for result, exact in zip(expected, results_of(bnbp.reference, operator, batch), strict=True):
-        scale, most = np.abs(exact).max(), 1e3 if np.dtype(dtype).itemsize > 2 else 4
-        np.testing.assert_allclose(result.astype(np.float64), exact, atol=scale * most * eps(dtype), rtol=0)
-    for size, threads, offset in itertools.product((1 << 12, 1 << 17, 1 << 20), (1, 2, 3), (0, 4, 13)):
-        l2_size(size)
-        moved = batch._replace(
-            input=out_of_line(shape, dtype, offset), normalized_delta=out_of_line(shape, dtype, offset // 2)
-        )
-        moved.input[:], moved.normalized_delta[:] = batch.input, batch.normalized_delta
-        out = (out_of_line(shape, dtype, offset), *map(np.empty_like, expected[1:]))
-        results = results_of(bnbp, operator, moved, num_threads=threads, out=out)
-        assert same_bits(results, expected), (size, threads, offset)
-        memory = out[0].base
-        first = (out[0].ctypes.data - memory.ctypes.data) // memory.itemsize
-        assert (memory[:first] == 7).all(), "it wrote before the output"
-        assert (memory[first + out[0].size :] == 7).all(), "it wrote past the output"
+        assert_accurate(result, exact, axis)
+    if outlier and dtype is not np.float16:  # whose smallest number is larger
+        assert np.ptp(expected[0].swapaxes(0, axis)[channel]) > 0
+    for (first, second), schedules in places(dtype):
+        elsewhere = moved(batch, first, second)
+        for size, threads in schedules:
+            l2_size(size)
+            out = (out_of_line(shape, dtype, first), *map(np.empty_like, expected[1:]))
+            results = results_of(bnbp, operator, elsewhere, num_threads=threads, out=out)
+            assert same_bits(results, expected), (size, threads, first, second)
+            memory = out[0].base
+            start = out[0].ctypes.data - memory.ctypes.data
+            assert (memory[:start] == 7).all(), "it wrote before the output"
+            assert (memory[start + out[0].nbytes :] == 7).all(), "it wrote past the output"
+
+
+@pytest.mark.parametrize(("shape", "axis"), [*SHAPES, TALL], ids=str)
+def test_bits_of_sums_do_not_depend_on_the_schedule(shape, axis, dtype, l2_size):
+    """In float64: what is rounded to the type of the data hides in which order it was summed."""
+    batch = make_telling(shape, axis, dtype)
+    l2_size(1 << 40)
+    expected = sums_of(batch, axis, num_threads=1)
+    other = batch._replace(**{name: np.flip(getattr(batch, name), 0).copy() for name in ("input", "normalized_delta")})
+    if shape[0] > 1:  # two of the four tell, or more; float16 has no others
+        assert sum((a != b).any() for a, b in zip(sums_of(other, axis, num_threads=1), expected, strict=True)) >= 2
+    for (first, second), schedules in places(dtype):
+        elsewhere = moved(batch, first, second)
+        for size, threads in schedules:
+            l2_size(size)
+            sums = sums_of(elsewhere, axis, num_threads=threads)
+            assert same_bits(sums, expected), (size, threads, first, second)
 
 
 @pytest.mark.parametrize(("shape", "axis"), SHAPES, ids=str)

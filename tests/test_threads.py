@@ -63,8 +63,10 @@ def test_without_a_word_it_is_the_cpus_that_the_process_may_use(monkeypatch):
     monkeypatch.setattr(threads, "_cgroup_quota", lambda: None)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 7}, raising=False)
     assert threads.default_num_threads() == (3, "CPUs this process may use")
-    monkeypatch.setattr(threads, "_cgroup_quota", lambda: 2)
-    assert threads.default_num_threads() == (2, "cgroup quota")
+    for quota, answer in ((2, (2, "cgroup quota")), (3, (3, "CPUs this process may use")),
+                          (5, (3, "CPUs this process may use"))):  # fmt: skip
+        monkeypatch.setattr(threads, "_cgroup_quota", lambda quota=quota: quota)
+        assert threads.default_num_threads() == answer
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
@@ -98,6 +100,8 @@ def test_an_import_with_malformed_numbers_warns_and_works():
     [
         ("0::/a/b", {"a/b/cpu.max": "150000 100000"}, 2),
         ("0::/a/b", {"a/cpu.max": "300000 100000", "a/b/cpu.max": "max 100000"}, 3),
+        ("0::/a/b", {"a/cpu.max": "200000 100000", "a/b/cpu.max": "400000 100000"}, 2),
+        ("0::/a/b", {"a/cpu.max": "400000 100000", "a/b/cpu.max": "200000 100000"}, 2),
         ("0::/not/visible/here", {"cpu.max": "50000 100000"}, 1),
         ("0::/a", {"a/cpu.max": "max 100000"}, None),
         ("4:cpu,cpuacct:/a\n1:memory:/x", {"cpu/a/cpu.cfs_quota_us": "400000", "cpu/a/cpu.cfs_period_us": "100000"}, 4),
