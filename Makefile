@@ -93,6 +93,13 @@ $(SANITIZED)/.built: $(SOURCES) tests/cpp/fuzz.cpp | $(VENV)/.test
 		-o $(SANITIZED)/fuzz_cpp$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
 	@touch $@
 
+# The tools for the wheel need no package in place: what the system lacks is said before anything is compiled.
+$(VENV)/.wheel: pyproject.toml | $(BIN)/python
+	$(BIN)/python -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+		print(*extras["wheel"], sep="\n")' > $(VENV)/wheel.txt
+	$(BIN)/pip install --quiet --requirement $(VENV)/wheel.txt
+	@touch $@
+
 $(VENV)/.%: $(VENV)/.core pyproject.toml
 	$(BIN)/pip install --quiet 'bnbp[$*]'
 	@touch $@
