@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard bnbp/*.pyx bnbp/*.pxd bnbp/_machine.h bnbp/include/bnbp/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-parallel sanitize bench wheel docs lint format clean
+.PHONY: help demo test test-all test-parallel sanitize bench wheel wheel-check docs lint format clean
 .SECONDARY:
 
 # What `make sanitize` does: this many calls, of this seed.
@@ -48,6 +48,9 @@ bench: $(VENV)/.bench ## measure the operators beside the memory's floor
 
 wheel: $(VENV)/.wheel ## build the sdist and the wheel into dist/, and test them on every CPython from 3.11 on
 	$(BIN)/python tools/wheel.py
+
+wheel-check: $(VENV)/.wheel ## build and check them, and run a few of the tests on this Python alone
+	$(BIN)/python tools/wheel.py --quick
 
 docs: $(VENV)/.docs ## build the operator reference into docs/_build/html and check it
 	@command -v doxygen >/dev/null || { echo "make docs needs Doxygen (Debian: apt-get install doxygen)"; exit 1; }
