@@ -9,7 +9,7 @@ SOURCES := setup.py pyproject.toml $(wildcard $(addprefix bnbp/,*.pxd include/bn
 	engine/kernels/*.h))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-parallel sanitize bench wheel docs lint format clean
+.PHONY: help demo test test-all test-parallel sanitize bench wheel wheel-check docs lint format clean
 .SECONDARY:
 
 # What `make sanitize` does: this many calls, of this seed.
@@ -49,6 +49,9 @@ bench: $(VENV)/.bench ## measure the operators beside the memory's floor
 
 wheel: $(VENV)/.wheel ## build the sdist and the wheel into dist/, and test them on every CPython from 3.11 on
 	$(BIN)/python tools/wheel.py
+
+wheel-check: $(VENV)/.wheel ## build and check them, and run a few of the tests on this Python alone
+	$(BIN)/python tools/wheel.py --quick
 
 docs: $(VENV)/.docs ## build the operator reference into docs/_build/html and check it
 	@command -v doxygen >/dev/null || { echo "make docs needs Doxygen (Debian: apt-get install doxygen)"; exit 1; }
@@ -93,6 +96,13 @@ $(SANITIZED)/.built: $(SOURCES) tests/cpp/fuzz.cpp | $(VENV)/.test
 		-fPIC -shared -Ibnbp/include \
 		-I$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))') tests/cpp/fuzz.cpp \
 		-o $(SANITIZED)/fuzz_cpp$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
+	@touch $@
+
+# The tools for the wheel need no package in place: what the system lacks is said before anything is compiled.
+$(VENV)/.wheel: pyproject.toml | $(BIN)/python
+	$(BIN)/python -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+		print(*extras["wheel"], sep="\n")' > $(VENV)/wheel.txt
+	$(BIN)/pip install --quiet --requirement $(VENV)/wheel.txt
 	@touch $@
 
 $(VENV)/.%: $(VENV)/.core pyproject.toml
