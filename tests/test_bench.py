@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import bnbp
-from bnbp import bench, reference
+from bnbp import reference
+from bnbp.cli import benchmark as bench
 
 _floor = bench.load_floor()
 
@@ -131,7 +132,7 @@ def test_a_peer_is_right(tmp_path, peer, dtype):
     assert bench.importlib.util.find_spec(peer), f"this test needs {peer}"
     program = """
 import sys
-from bnbp import bench
+from bnbp.cli import benchmark as bench
 from bnbp.__main__ import main
 bench.SETS["small"] = {(6, 5): 1, (3, 4, 5, 6): 1, (2, 3, 4, 3, 2): 1}
 sys.exit(main())
@@ -315,7 +316,7 @@ def test_the_command_names_what_is_not_installed_and_shows_the_total(tmp_path):
     """On shapes of our own: those of the network would take long."""
     program = """
 import sys
-from bnbp import bench
+from bnbp.cli import benchmark as bench
 from bnbp.__main__ import main
 bench.SETS["network"] = {(2, 3, 4, 5): 2, (3, 2, 4, 4): 1}
 bench.importlib.util.find_spec = lambda name: None if name == "torch" else name
@@ -335,7 +336,7 @@ def test_bfloat16_alone_needs_its_package(tmp_path):
     program = """
 import sys
 sys.modules["ml_dtypes"] = None
-from bnbp import bench
+from bnbp.cli import benchmark as bench
 from bnbp.__main__ import main
 bench.SETS["small"] = {(2, 3, 4, 5): 1}
 sys.exit(main())

@@ -27,9 +27,7 @@ from rich.table import Table
 
 import bnbp
 
-from . import _outofcore
-from . import bench as benchmark
-from . import demo as network
+from . import benchmark, network, outofcore
 
 __all__ = ["main"]
 
@@ -214,10 +212,10 @@ def _run_folder(folder: Path, output: Path, op: Operator, force: bool, options: 
     with ExitStack() as inputs, _or_refuse():
         _check_output_folder(output, op, force)
         files = {name: inputs.enter_context(_open_npy(folder / f"{name}.npy")) for name in _npy_names(folder, op)}
-        _outofcore.check(op, files, **options)
-        with _new_files(output, _outofcore.RESULTS[op], force) as streams, _progress() as progress:
-            task = progress.add_task(op, total=_outofcore.steps(op, files))
-            return _outofcore.compute(op, files, streams, lambda: progress.advance(task), **options)
+        outofcore.check(op, files, **options)
+        with _new_files(output, outofcore.RESULTS[op], force) as streams, _progress() as progress:
+            task = progress.add_task(op, total=outofcore.steps(op, files))
+            return outofcore.compute(op, files, streams, lambda: progress.advance(task), **options)
 
 
 def _check_output(output: Path, force: bool) -> Path:
@@ -241,7 +239,7 @@ def _check_output_folder(output: Path, op: Operator, force: bool) -> None:
     action = f"write {output}"
     with _or_fail_to(action):
         if output.is_dir():
-            for name in _outofcore.RESULTS[op]:
+            for name in outofcore.RESULTS[op]:
                 _check_output(output / f"{name}.npy", force)
         elif os.path.lexists(output):
             raise Failure(f"cannot {action}: it is not a folder")
@@ -281,18 +279,18 @@ def _npy_names(folder: Path, op: Operator) -> list[str]:
     """The inputs that a folder has; results of an earlier run may lie beside them."""
     with _or_fail_to(f"read {folder}"):
         names = sorted(path.stem for path in folder.iterdir() if path.suffix == ".npy")
-    names = [name for name in names if name not in _outofcore.RESULTS[op]]
+    names = [name for name in names if name not in outofcore.RESULTS[op]]
     _check_names(folder, op, names)
     return names
 
 
 @contextmanager
-def _open_npy(path: Path) -> Iterator[_outofcore.NpyFile]:
+def _open_npy(path: Path) -> Iterator[outofcore.NpyFile]:
     with ExitStack() as opened:
         with _or_fail_to(f"read {path}"):
             if path.exists() and not path.is_file():
                 raise Failure(f"cannot read {path}: it is not an ordinary file")  # a pipe would keep us waiting
-            file = _outofcore.NpyFile(str(path), opened.enter_context(path.open("rb")))
+            file = outofcore.NpyFile(str(path), opened.enter_context(path.open("rb")))
         yield file
 
 
@@ -309,7 +307,7 @@ def _read_array(path: Path, archive: Any, name: str) -> NDArray[Any]:
         raise Failure(f"{path}: cannot read {name}: {error}") from error
     if not isinstance(array, np.ndarray):
         raise Failure(f"{path}: {name} is not an array")
-    return array.view(_outofcore.element_type(f"{path}: {name}", array.dtype))
+    return array.view(outofcore.element_type(f"{path}: {name}", array.dtype))
 
 
 @contextmanager
@@ -317,7 +315,7 @@ def _or_refuse() -> Iterator[None]:
     """Say what the operator has to say of its arguments, or of the files that they are in."""
     try:
         yield
-    except (TypeError, ValueError, _outofcore.UnreadableError) as error:  # the operator's own checks name the argument
+    except (TypeError, ValueError, outofcore.UnreadableError) as error:  # the operator's own checks name the argument
         raise Failure(str(error)) from error
     except MemoryError as error:
         raise Failure("there is not enough memory") from error
