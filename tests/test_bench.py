@@ -1,5 +1,6 @@
 """The benchmark: that its answers are checked, and that it says what it did. No test looks at a time."""
 
+import importlib.util
 import json
 import math
 import subprocess
@@ -11,11 +12,11 @@ import pytest
 
 import bnbp
 from bnbp import reference
-from bnbp.cli import benchmark as bench
+from bnbp.cli.benchmark import candidates, machine, measure, peers, points, report
 
-_floor = bench.load_floor()
+_floor = candidates.load_floor()
 
-POINT = bench.Point("small", (2, 16, 8, 8), 1, "training_backprop", "nchw", 1)
+POINT = points.Point("small", (2, 16, 8, 8), 1, "training_backprop", "nchw", 1)
 
 # How far a right answer may be from the reference, by the type of the tensors. In 16 bits that is one rounding.
 RIGHT = {"float16": 2**-11, "bfloat16": 2**-8, "float32": 1e-5, "float64": 2e-14}
@@ -69,11 +70,11 @@ def test_the_floor_refuses_what_it_cannot_walk():
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 6), (5, 3, 7)])  # an even and an odd number of elements
-@pytest.mark.parametrize("dtype", bench.TOLERANCE)
+@pytest.mark.parametrize("dtype", measure.TOLERANCE)
 def test_the_floor_is_given_the_bytes_of_the_tensors(dtype, shape):
-    x = bench.make_batch(shape, dtype).input
+    x = points.make_batch(shape, dtype).input
     out = np.zeros_like(x)
-    _floor.copy1(bench.words(x), bench.words(out), 1)
+    _floor.copy1(candidates.words(x), candidates.words(out), 1)
     copied = x.nbytes // 4 * 4
     assert copied > 100
     assert out.tobytes()[:copied] == x.tobytes()[:copied]
@@ -82,7 +83,7 @@ def test_the_floor_is_given_the_bytes_of_the_tensors(dtype, shape):
 # The inputs
 
 
-@pytest.mark.parametrize("layout", bench.LAYOUTS)
+@pytest.mark.parametrize("layout", points.LAYOUTS)
 @pytest.mark.parametrize(
     ("dtype", "tensors", "others"),
     [
@@ -93,8 +94,8 @@ def test_the_floor_is_given_the_bytes_of_the_tensors(dtype, shape):
     ],
 )
 def test_the_types_and_the_statistics_of_a_batch(dtype, tensors, others, layout):
-    batch = bench.make_batch((31, 5, 17), dtype)
-    batch = bench.channels_last(batch) if layout == "nhwc" else batch
+    batch = points.make_batch((31, 5, 17), dtype)
+    batch = points.channels_last(batch) if layout == "nhwc" else batch
     assert {a.dtype for a in (batch.input, batch.normalized_delta)} == {np.dtype(tensors)}
     assert {a.dtype for a in batch[1:5]} == {np.dtype(others)}
     assert all(np.ptp(a.astype(np.float64)) > 0.1 for a in batch)
@@ -107,16 +108,16 @@ def test_the_types_and_the_statistics_of_a_batch(dtype, tensors, others, layout)
 # The measurement
 
 
-def measure(point, peers=(), dtype="float32"):
-    return bench.Benchmark(bench.Settings(peers=peers, dtype=dtype, rounds=1)).measure(point)
+def measure_here(point, peers=(), dtype="float32"):
+    return measure.Benchmark(measure.Settings(peers=peers, dtype=dtype, rounds=1)).measure(point)
 
 
-@pytest.mark.parametrize("dtype", bench.TOLERANCE)
-@pytest.mark.parametrize("layout", bench.LAYOUTS)
-@pytest.mark.parametrize("operator", bench.OPERATORS)
+@pytest.mark.parametrize("dtype", measure.TOLERANCE)
+@pytest.mark.parametrize("layout", points.LAYOUTS)
+@pytest.mark.parametrize("operator", points.OPERATORS)
 @pytest.mark.parametrize("shape", [(6, 5), (3, 4, 5, 6), (2, 3, 4, 3, 2)])
 def test_bnbp_and_numpy_are_right_for_any_number_of_axes(operator, layout, shape, dtype):
-    row = measure(bench.Point("odd", shape, 1, operator, layout, 2), ("numpy",), dtype)
+    row = measure_here(points.Point("odd", shape, 1, operator, layout, 2), ("numpy",), dtype)
     assert row.notes == {}
     assert row.deviations.keys() == {"bnbp", "bnbp fresh", "numpy"}
     assert max(row.deviations.values()) < RIGHT[dtype]
@@ -129,15 +130,15 @@ def test_bnbp_and_numpy_are_right_for_any_number_of_axes(operator, layout, shape
 @pytest.mark.parametrize("peer", ["torch", "tensorflow", "jax"])
 def test_a_peer_is_right(tmp_path, peer, dtype):
     """In a process of its own: they do not like to be forked, as other tests do."""
-    assert bench.importlib.util.find_spec(peer), f"this test needs {peer}"
+    assert importlib.util.find_spec(peer), f"this test needs {peer}"
     program = """
 import sys
-from bnbp.cli import benchmark as bench
+from bnbp.cli.benchmark import points
 from bnbp.__main__ import main
-bench.SETS["small"] = {(6, 5): 1, (3, 4, 5, 6): 1, (2, 3, 4, 3, 2): 1}
+points.SETS["small"] = {(6, 5): 1, (3, 4, 5, 6): 1, (2, 3, 4, 3, 2): 1}
 sys.exit(main())
 """
-    arguments = f"--set small --rounds 1 --peer {peer} --dtype {dtype} --threads {bench.cpus()} --json x.json"
+    arguments = f"--set small --rounds 1 --peer {peer} --dtype {dtype} --threads {machine.cpus()} --json x.json"
     done = bnbp_bench(arguments, cwd=tmp_path, program=("-c", program))
     assert (done.returncode, done.stderr) == (0, "")
     rows = json.loads((tmp_path / "x.json").read_text())["rows"]
@@ -153,7 +154,7 @@ sys.exit(main())
         assert peer in row["seconds"]
 
 
-class Wrong(bench.NumPy):
+class Wrong(peers.NumPy):
     """One element of one output is a little off."""
 
     name = "wrong"
@@ -167,38 +168,38 @@ class Wrong(bench.NumPy):
             results[self.output].flat[-1] += 0.05 * np.abs(results[self.output]).max()
             return results
 
-        return bench.Candidate(self.name, call, tuple, self.name)
+        return candidates.Candidate(self.name, call, tuple, self.name)
 
 
-@pytest.mark.parametrize("dtype", bench.TOLERANCE)
-@pytest.mark.parametrize(("output", "name"), [*enumerate(bench.OUTPUTS["training_backprop"])])
+@pytest.mark.parametrize("dtype", measure.TOLERANCE)
+@pytest.mark.parametrize(("output", "name"), [*enumerate(points.OUTPUTS["training_backprop"])])
 def test_a_wrong_answer_is_told_and_not_timed(monkeypatch, output, name, dtype):
     monkeypatch.setattr(Wrong, "output", output)
-    monkeypatch.setitem(bench.PEERS, "wrong", Wrong)
-    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: True)
-    row = measure(POINT, ("wrong",), dtype)
+    monkeypatch.setitem(peers.PEERS, "wrong", Wrong)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    row = measure_here(POINT, ("wrong",), dtype)
     assert row.notes == {"wrong": f"wrong answer: {name} is off by 0.05 of its largest value"}
     assert "wrong" not in row.seconds
     assert "bnbp" in row.seconds
-    assert list(bench.remarks([row])) == [f"wrong: {row.notes['wrong']}"]
+    assert list(report.remarks([row])) == [f"wrong: {row.notes['wrong']}"]
 
 
-@pytest.mark.parametrize("dtype", bench.TOLERANCE)
+@pytest.mark.parametrize("dtype", measure.TOLERANCE)
 @pytest.mark.parametrize("forgotten", [0, 1])
 def test_a_formula_that_lacks_a_term_is_a_wrong_answer(monkeypatch, forgotten, dtype):
-    class Forgetful(bench.NumPy):
+    class Forgetful(peers.NumPy):
         name = "forgetful"
 
         def candidate(self, point, batch):
             sums = [*reference.batch_norm_training_backprop_reduce(batch.input, batch.mean, batch.normalized_delta)]
             sums[forgotten] = np.zeros(16)
-            wrong = reference.batch_norm_training_backprop_apply(*batch, *sums, 2 * 8 * 8, bench.EPSILON)
+            wrong = reference.batch_norm_training_backprop_apply(*batch, *sums, 2 * 8 * 8, candidates.EPSILON)
             _, *right = super().candidate(point, batch).call()
-            return bench.Candidate(self.name, lambda: (wrong.input_delta, *right), tuple, self.name)
+            return candidates.Candidate(self.name, lambda: (wrong.input_delta, *right), tuple, self.name)
 
-    monkeypatch.setitem(bench.PEERS, "forgetful", Forgetful)
-    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: True)
-    row = measure(POINT, ("forgetful",), dtype)
+    monkeypatch.setitem(peers.PEERS, "forgetful", Forgetful)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    row = measure_here(POINT, ("forgetful",), dtype)
     assert row.notes.keys() == {"forgetful"}
     assert row.notes["forgetful"].startswith("wrong answer: input_delta is off by ")
 
@@ -219,7 +220,7 @@ def test_a_wrong_answer_of_bnbp_is_told_too(monkeypatch, change, says):
         return change(dx), dgamma, dbeta
 
     monkeypatch.setattr(bnbp, "batch_norm_training_backprop", wrong)
-    row = measure(POINT)
+    row = measure_here(POINT)
     assert row.notes.keys() == {"bnbp", "bnbp fresh"}
     for note in row.notes.values():
         with pytest.raises(AssertionError, match=says):
@@ -228,22 +229,22 @@ def test_a_wrong_answer_of_bnbp_is_told_too(monkeypatch, change, says):
 
 
 def test_a_peer_that_fails_is_told_and_the_others_are_measured(monkeypatch):
-    class Failing(bench.NumPy):
+    class Failing(peers.NumPy):
         name = "failing"
 
         def candidate(self, point, batch):
-            return bench.Candidate(self.name, lambda: 1 / 0, tuple, self.name)
+            return candidates.Candidate(self.name, lambda: 1 / 0, tuple, self.name)
 
-    class Broken(bench.NumPy):
+    class Broken(peers.NumPy):
         name = "broken"
 
         def __init__(self, threads, dtype):
             raise ImportError("a library is missing\nand more")
 
     for peer in (Failing, Broken):
-        monkeypatch.setitem(bench.PEERS, peer.name, peer)
-    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None if name == "absent" else name)
-    benchmark = bench.Benchmark(bench.Settings(peers=("absent", "broken", "failing", "numpy"), rounds=1))
+        monkeypatch.setitem(peers.PEERS, peer.name, peer)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "absent" else name)
+    benchmark = measure.Benchmark(measure.Settings(peers=("absent", "broken", "failing", "numpy"), rounds=1))
     assert benchmark.absent == {"absent": "not installed", "broken": "it fails: a library is missing"}
     row = benchmark.measure(POINT)
     assert row.notes == {"failing": "it fails: division by zero"}
@@ -252,20 +253,20 @@ def test_a_peer_that_fails_is_told_and_the_others_are_measured(monkeypatch):
 
 def test_turns_go_forwards_and_backwards_and_rest_between_libraries(monkeypatch):
     log = []
-    monkeypatch.setattr(bench.time, "sleep", lambda seconds: log.append("rest"))
-    monkeypatch.setattr(bench, "sample", lambda call, repeats: call() or 1.0)
+    monkeypatch.setattr(measure.time, "sleep", lambda seconds: log.append("rest"))
+    monkeypatch.setattr(measure, "sample", lambda call, repeats: call() or 1.0)
     names = {"a": "bnbp", "b": "bnbp", "c": "torch"}
-    candidates = [bench.Candidate(name, lambda name=name: log.append(name), None, lib) for name, lib in names.items()]
-    seconds = bench.take_turns(candidates, 2, rest=True)
+    calls = [candidates.Candidate(name, lambda name=name: log.append(name), None, lib) for name, lib in names.items()]
+    seconds = measure.take_turns(calls, 2, rest=True)
     assert "".join(log).replace("rest", "-") == "abc" + "-ab-c" + "c-ba"
     assert seconds == [[1.0, 1.0]] * 3
 
 
 def test_the_floor_that_applies(monkeypatch):
-    monkeypatch.setattr(bench, "cache_limit", lambda: 32 * 2**20)
+    monkeypatch.setattr(points, "cache_limit", lambda: 32 * 2**20)
 
     def second_read(shape, layout="nchw", operator="training_backprop", dtype="float32"):
-        return bench.Point("network", shape, 1, operator, layout, 1).second_read(dtype)
+        return points.Point("network", shape, 1, operator, layout, 1).second_read(dtype)
 
     assert not second_read((32, 64, 112, 112))  # a channel is 3 MB in two tensors
     assert second_read((32, 64, 112, 112), "nhwc")
@@ -280,9 +281,9 @@ def test_the_floor_that_applies(monkeypatch):
 
 
 def test_the_network_is_resnet_50():
-    assert sum(bench.SETS["network"].values()) == 53
-    elements = sum(math.prod(shape) * times for shape, times in bench.SETS["network"].items())
-    assert elements == 32 * sum(c * s * s * times for (c, s), times in bench.RESNET_50.items())
+    assert sum(points.SETS["network"].values()) == 53
+    elements = sum(math.prod(shape) * times for shape, times in points.SETS["network"].items())
+    assert elements == 32 * sum(c * s * s * times for (c, s), times in points.RESNET_50.items())
 
 
 # The command
@@ -306,7 +307,7 @@ def test_the_command_prints_a_table_and_saves_numbers_and_a_plot(tmp_path, dtype
     assert len(saved["rows"]) == 3 * 4 * 2
     assert len(saved["totals"]) == 4 * 2
     for row in saved["rows"]:
-        assert tuple(row["point"]["shape"]) in bench.SETS["small"]
+        assert tuple(row["point"]["shape"]) in points.SETS["small"]
         assert row["notes"] == {}
         assert {"floor", "bnbp", "bnbp fresh"} <= row["seconds"].keys()
         assert all(0 < times["minimum"] <= times["median"] for times in row["seconds"].values())
@@ -315,11 +316,11 @@ def test_the_command_prints_a_table_and_saves_numbers_and_a_plot(tmp_path, dtype
 def test_the_command_names_what_is_not_installed_and_shows_the_total(tmp_path):
     """On shapes of our own: those of the network would take long."""
     program = """
-import sys
-from bnbp.cli import benchmark as bench
+import importlib.util, sys
+from bnbp.cli.benchmark import points
 from bnbp.__main__ import main
-bench.SETS["network"] = {(2, 3, 4, 5): 2, (3, 2, 4, 4): 1}
-bench.importlib.util.find_spec = lambda name: None if name == "torch" else name
+points.SETS["network"] = {(2, 3, 4, 5): 2, (3, 2, 4, 4): 1}
+importlib.util.find_spec = lambda name: None if name == "torch" else name
 sys.exit(main())
 """
     arguments = "--rounds 1 --peer torch --peer numpy --threads 1,2 --op inference --dtype float64"
@@ -336,9 +337,9 @@ def test_bfloat16_alone_needs_its_package(tmp_path):
     program = """
 import sys
 sys.modules["ml_dtypes"] = None
-from bnbp.cli import benchmark as bench
+from bnbp.cli.benchmark import points
 from bnbp.__main__ import main
-bench.SETS["small"] = {(2, 3, 4, 5): 1}
+points.SETS["small"] = {(2, 3, 4, 5): 1}
 sys.exit(main())
 """
     arguments = "--set small --rounds 1 --peer numpy --threads 1 --dtype"

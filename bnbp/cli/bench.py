@@ -14,7 +14,12 @@ from rich.table import Table
 
 import bnbp
 
-from . import benchmark
+from .benchmark import report
+from .benchmark.candidates import BNBP, FRESH, OWN
+from .benchmark.measure import Benchmark, Row, Seconds, Settings
+from .benchmark.peers import PEERS
+from .benchmark.plot import draw
+from .benchmark.points import LAYOUTS, SETS, label, tensor_type, title
 from .files import check_output, write_file
 from .operators import Operator
 from .terminal import Failure, console, flat, print_line
@@ -88,10 +93,10 @@ def bench(
     file_format = plot.suffix[1:].lower() if plot else ""
     if plot and file_format not in ("png", "pdf", "svg"):
         raise typer.BadParameter("expected a name that ends in .png, .pdf or .svg", param_hint="--plot")
-    settings = benchmark.Settings(
-        sets=tuple(benchmark.SETS) if sets and Shapes.all in sets else _names(sets or [Shapes.network]),
+    settings = Settings(
+        sets=tuple(SETS) if sets and Shapes.all in sets else _names(sets or [Shapes.network]),
         operators=_names(op or Operator),
-        layouts=benchmark.LAYOUTS if layout == Layout.both else _names([layout]),
+        layouts=LAYOUTS if layout == Layout.both else _names([layout]),
         threads=_thread_counts(threads),
         peers=_peers(peer),
         dtype=str(dtype),
@@ -106,25 +111,25 @@ def bench(
         except ModuleNotFoundError as error:
             raise Failure("the plot needs matplotlib; run: pip install 'bnbp[bench]'") from error
     try:
-        benchmark.tensor_type(dtype)
+        tensor_type(dtype)
     except ModuleNotFoundError as error:
         raise Failure("bfloat16 needs ml_dtypes; run: pip install 'bnbp[bench]'") from error
 
-    measurement = benchmark.Benchmark(settings)
+    measurement = Benchmark(settings)
     environment = measurement.environment()
     _print_environment(environment)
     rows = _measure(measurement)
-    for group in benchmark.groups(rows).values():
+    for group in report.groups(rows).values():
         _print_bench_table(group, settings)
     console.print(LEGEND, highlight=False)
     if numbers:
-        write_file(numbers, targets[numbers], force, lambda stream: benchmark.save(stream, settings, environment, rows))
+        write_file(numbers, targets[numbers], force, lambda stream: report.save(stream, settings, environment, rows))
         print_line(f"numbers saved in {numbers}")
     if plot:
         heading = f"{environment['cpu']}, {dtype}"
-        write_file(plot, targets[plot], force, lambda stream: benchmark.draw(stream, file_format, rows, heading))
+        write_file(plot, targets[plot], force, lambda stream: draw(stream, file_format, rows, heading))
         print_line(f"plot saved in {plot}")
-    wrong = [f"{row.point}: {row.notes[name]}" for row in rows for name in benchmark.OWN if name in row.notes]
+    wrong = [f"{row.point}: {row.notes[name]}" for row in rows for name in OWN if name in row.notes]
     if wrong:
         raise Failure(f"bnbp itself is wrong in {len(wrong)} places; first {wrong[0]}")
 
@@ -145,7 +150,7 @@ def _thread_counts(text: str | None) -> tuple[int, ...]:
 
 def _peers(chosen: list[Peer] | None) -> tuple[str, ...]:
     if not chosen:
-        return tuple(benchmark.PEERS)
+        return tuple(PEERS)
     if Peer.none not in chosen:
         return _names(chosen)
     if len(set(chosen)) > 1:
@@ -158,7 +163,7 @@ def _print_environment(environment: dict[str, Any]) -> None:
         print_line(f"{name}: {value}")
 
 
-def _measure(measurement: benchmark.Benchmark) -> list[benchmark.Row]:
+def _measure(measurement: Benchmark) -> list[Row]:
     """Measure everything, with a progress bar."""
     points = measurement.points()
     rows = []
@@ -175,50 +180,50 @@ def _measure(measurement: benchmark.Benchmark) -> list[benchmark.Row]:
     return rows
 
 
-def _print_bench_table(rows: list[benchmark.Row], settings: benchmark.Settings) -> None:
+def _print_bench_table(rows: list[Row], settings: Settings) -> None:
     """Print the times and ratios of one operator, layout and number of threads, and what there is to say of them."""
     point = rows[0].point
-    total = benchmark.total(rows)
+    total = report.total(rows)
     scale, unit = (1e3, "ms") if max(row.floor.median for row in rows) > 2e-4 else (1e6, "us")
     peers = [name for name in settings.peers if any(name in row.seconds for row in rows)]
 
-    def time(seconds: benchmark.Seconds | None) -> str:
+    def time(seconds: Seconds | None) -> str:
         return f"{seconds.median * scale:.2f}" if seconds else "-"
 
-    def peer_time(row: benchmark.Row, name: str) -> str:
-        seconds, own = row.seconds.get(name), row.seconds.get(benchmark.BNBP)
+    def peer_time(row: Row, name: str) -> str:
+        seconds, own = row.seconds.get(name), row.seconds.get(BNBP)
         return time(seconds) + (f" ({seconds.over(own)[1]:.1f}x)" if seconds and own else "")
 
-    def ratios(row: benchmark.Row, floor: benchmark.Seconds | None, applies: bool) -> str:
-        own = row.seconds.get(benchmark.BNBP)
+    def ratios(row: Row, floor: Seconds | None, applies: bool) -> str:
+        own = row.seconds.get(BNBP)
         return "{:.2f} {:.2f}".format(*own.over(floor)) + " *"[applies and row is not total] if own and floor else "-"
 
     # What a row shows, by column; where one pass does, there is no second read.
-    columns: dict[str, Callable[[benchmark.Row], str]] = {
+    columns: dict[str, Callable[[Row], str]] = {
         "floor": lambda row: time(row.floor),
         "+ read": lambda row: time(row.floor_and_read),
-        "bnbp": lambda row: time(row.seconds.get(benchmark.BNBP)),
+        "bnbp": lambda row: time(row.seconds.get(BNBP)),
         "/ floor": lambda row: ratios(row, row.floor, not row.second_read),
         "/ (floor + read)": lambda row: ratios(row, row.floor_and_read, row.second_read),
-        "bnbp fresh": lambda row: time(row.seconds.get(benchmark.FRESH)),
+        "bnbp fresh": lambda row: time(row.seconds.get(FRESH)),
         **{name: partial(peer_time, name=name) for name in peers},
     }
     if not point.reduces:
         del columns["+ read"], columns["/ (floor + read)"]
 
-    table = Table(point.set, box=box.SIMPLE_HEAD, title=f"{benchmark.title(point)}, {unit}", title_justify="left")
+    table = Table(point.set, box=box.SIMPLE_HEAD, title=f"{title(point)}, {unit}", title_justify="left")
     for name in columns:
         table.add_column(name, justify="right")
     for row in rows:
         times = f", {row.point.times} times" if row.point.times > 1 else ""
-        table.add_row(benchmark.label(row.point.shape) + times, *(show(row) for show in columns.values()))
+        table.add_row(label(row.point.shape) + times, *(show(row) for show in columns.values()))
     if point.set == "network":
         table.add_section()
         table.add_row("total", *(show(total) for show in columns.values()), style="bold")
     # A terminal may wrap what is too wide for it, and a file has room; rich would squeeze it.
     table.width = Measurement.get(console, console.options.update(max_width=1000), table).maximum
     console.print(table, crop=False, highlight=False)
-    for line in benchmark.remarks(rows):
+    for line in report.remarks(rows):
         print_line(line)
 
 
