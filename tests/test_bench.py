@@ -13,6 +13,7 @@ import pytest
 import bnbp
 from bnbp import reference
 from bnbp.cli.benchmark import candidates, machine, measure, peers, points, report
+from bnbp.cli.operators import OUTPUTS, Operator
 
 _floor = candidates.load_floor()
 
@@ -114,7 +115,7 @@ def measure_here(point, peers=(), dtype="float32"):
 
 @pytest.mark.parametrize("dtype", measure.TOLERANCE)
 @pytest.mark.parametrize("layout", points.LAYOUTS)
-@pytest.mark.parametrize("operator", points.OPERATORS)
+@pytest.mark.parametrize("operator", Operator)
 @pytest.mark.parametrize("shape", [(6, 5), (3, 4, 5, 6), (2, 3, 4, 3, 2)])
 def test_bnbp_and_numpy_are_right_for_any_number_of_axes(operator, layout, shape, dtype):
     row = measure_here(points.Point("odd", shape, 1, operator, layout, 2), ("numpy",), dtype)
@@ -172,7 +173,7 @@ class Wrong(peers.NumPy):
 
 
 @pytest.mark.parametrize("dtype", measure.TOLERANCE)
-@pytest.mark.parametrize(("output", "name"), [*enumerate(points.OUTPUTS["training_backprop"])])
+@pytest.mark.parametrize(("output", "name"), [*enumerate(OUTPUTS["training_backprop"])])
 def test_a_wrong_answer_is_told_and_not_timed(monkeypatch, output, name, dtype):
     monkeypatch.setattr(Wrong, "output", output)
     monkeypatch.setitem(peers.PEERS, "wrong", Wrong)

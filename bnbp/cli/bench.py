@@ -20,7 +20,7 @@ from .benchmark.measure import Benchmark, Row, Seconds, Settings
 from .benchmark.peers import PEERS
 from .benchmark.plot import draw
 from .benchmark.points import LAYOUTS, SETS, label, tensor_type, title
-from .files import check_output, write_file
+from .files import check_output, plot_format, write_file
 from .operators import Operator
 from .terminal import Failure, console, flat, print_line
 
@@ -90,9 +90,7 @@ def bench(
     The floor is the time of a loop that reads and writes what the operator must and does nothing else, on the same
     arrays and in turns with it. The network is ResNet-50 with batches of 32. No time counts before the answer is right.
     """
-    file_format = plot.suffix[1:].lower() if plot else ""
-    if plot and file_format not in ("png", "pdf", "svg"):
-        raise typer.BadParameter("expected a name that ends in .png, .pdf or .svg", param_hint="--plot")
+    file_format = plot_format(plot) if plot else ""
     settings = Settings(
         sets=tuple(SETS) if sets and Shapes.all in sets else _names(sets or [Shapes.network]),
         operators=_names(op or Operator),

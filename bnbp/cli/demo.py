@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from . import network
-from .files import check_output, write_file
+from .files import check_output, plot_format, write_file
 from .terminal import Failure, console, print_line, progress_bar
 
 __all__ = ["demo"]
@@ -30,9 +30,7 @@ def demo(
 
     Needs scikit-learn (the images) and matplotlib (the plot).
     """
-    file_format = plot.suffix[1:].lower()
-    if file_format not in ("png", "pdf", "svg"):
-        raise typer.BadParameter("expected a name that ends in .png, .pdf or .svg", param_hint="--plot")
+    file_format = plot_format(plot)
     target = check_output(plot, force=True)
     try:
         import matplotlib  # noqa: F401

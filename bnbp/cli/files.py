@@ -7,9 +7,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+import typer
+
 from .terminal import Failure, or_fail_to
 
-__all__ = ["check_output", "new_files", "write_file"]
+__all__ = ["check_output", "new_files", "plot_format", "write_file"]
 
 
 def check_output(output: Path, force: bool) -> Path:
@@ -43,6 +45,14 @@ def write_file(output: Path, target: Path, force: bool, write: Callable[[BinaryI
                 _rename_to_new(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def plot_format(path: Path) -> str:
+    """The format that the name of a plot asks for."""
+    file_format = path.suffix[1:].lower()
+    if file_format not in ("png", "pdf", "svg"):
+        raise typer.BadParameter("expected a name that ends in .png, .pdf or .svg", param_hint="--plot")
+    return file_format
 
 
 @contextmanager

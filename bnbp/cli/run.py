@@ -18,7 +18,7 @@ import bnbp
 
 from . import outofcore
 from .files import check_output, new_files, write_file
-from .operators import INPUTS, OPTIONAL, Operator
+from .operators import INPUTS, OPTIONAL, OUTPUTS, Operator
 from .terminal import Failure, console, or_fail_to, print_line, progress_bar
 
 __all__ = ["run"]
@@ -78,7 +78,7 @@ def _run_folder(folder: Path, output: Path, op: Operator, force: bool, options: 
         _check_output_folder(output, op, force)
         files = {name: inputs.enter_context(_open_npy(folder / f"{name}.npy")) for name in _npy_names(folder, op)}
         outofcore.check(op, files, **options)
-        with new_files(output, outofcore.RESULTS[op], force) as streams, progress_bar() as progress:
+        with new_files(output, OUTPUTS[op], force) as streams, progress_bar() as progress:
             task = progress.add_task(op, total=outofcore.steps(op, files))
             return outofcore.compute(op, files, streams, lambda: progress.advance(task), **options)
 
@@ -88,7 +88,7 @@ def _check_output_folder(output: Path, op: Operator, force: bool) -> None:
     action = f"write {output}"
     with or_fail_to(action):
         if output.is_dir():
-            for name in outofcore.RESULTS[op]:
+            for name in OUTPUTS[op]:
                 check_output(output / f"{name}.npy", force)
         elif os.path.lexists(output):
             raise Failure(f"cannot {action}: it is not a folder")
@@ -128,7 +128,7 @@ def _npy_names(folder: Path, op: Operator) -> list[str]:
     """The inputs that a folder has; results of an earlier run may lie beside them."""
     with or_fail_to(f"read {folder}"):
         names = sorted(path.stem for path in folder.iterdir() if path.suffix == ".npy")
-    names = [name for name in names if name not in outofcore.RESULTS[op]]
+    names = [name for name in names if name not in OUTPUTS[op]]
     _check_names(folder, op, names)
     return names
 

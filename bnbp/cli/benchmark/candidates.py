@@ -11,7 +11,7 @@ import numpy as np
 import bnbp
 
 from .machine import cache_sizes
-from .points import NUM_INPUTS, Array, Batch, Point
+from .points import Array, Batch, Point
 
 Call = Callable[[], Any]
 
@@ -70,7 +70,7 @@ def floor(point: Point, batch: Batch, out: Array) -> Iterator[Candidate]:
 def own(point: Point, batch: Batch, out: tuple[Array, ...]) -> Iterator[Candidate]:
     """The operator of bnbp, with results that it writes into and with results that it makes."""
     function = getattr(bnbp, f"batch_norm_{point.operator}")
-    inputs = batch[: NUM_INPUTS[point.operator]]
+    inputs = batch.inputs(point.operator)
     call = partial(function, *inputs, EPSILON, channel_axis=point.channel_axis, num_threads=point.threads)
 
     def outputs(results: Any) -> Iterable[Any]:

@@ -15,14 +15,12 @@ import numpy as np
 
 import bnbp
 
+from ..operators import OUTPUTS, Operator
 from .candidates import EPSILON, FLOOR, READ, Call, Candidate, floor, own
 from .machine import cache_sizes, cpu_model, cpus, openmp_runtimes
 from .peers import PEERS, Peer
 from .points import (
     LAYOUTS,
-    NUM_INPUTS,
-    OPERATORS,
-    OUTPUTS,
     SETS,
     Array,
     Batch,
@@ -52,7 +50,7 @@ class Settings:
     """What to measure. The defaults are those of the command line."""
 
     sets: Sequence[str] = ("network",)
-    operators: Sequence[str] = OPERATORS
+    operators: Sequence[str] = tuple(map(str, Operator))
     layouts: Sequence[str] = LAYOUTS
     threads: Sequence[int] = (1,)
     peers: Sequence[str] = ()
@@ -213,7 +211,7 @@ class Benchmark:
         if self._expected is None or self._expected[0] != key:
             self._expected = None
             assert self._batches is not None
-            batch = self._batches[1]["nchw"][: NUM_INPUTS[point.operator]]
+            batch = self._batches[1]["nchw"].inputs(point.operator)
             self._expected = (key, list(right_answer(point.operator, batch)))
         return self._expected[1]
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from .candidates import EPSILON, Call, Candidate
 from .machine import cpus
-from .points import NUM_INPUTS, Array, Batch, Point
+from .points import Array, Batch, Point
 
 Formulas = Callable[..., tuple[Any, ...]]
 
@@ -83,7 +83,7 @@ class NumPy(Peer):
     def candidate(self, point: Point, batch: Batch) -> Candidate:
         """On our arrays."""
         function = formulas(np, point.operator, len(point.shape), point.channel_axis)
-        return Candidate(self.name, partial(function, *batch[: NUM_INPUTS[point.operator]]), tuple, self.name)
+        return Candidate(self.name, partial(function, *batch.inputs(point.operator)), tuple, self.name)
 
 
 class Torch(Peer):
@@ -209,7 +209,7 @@ class Jax(Peer):
         """On arrays of its own."""
         jax = self.jax
         function = jax.jit(formulas(jax.numpy, point.operator, len(point.shape), point.channel_axis))
-        inputs = [jax.numpy.asarray(a) for a in batch[: NUM_INPUTS[point.operator]]]
+        inputs = [jax.numpy.asarray(a) for a in batch.inputs(point.operator)]
 
         def call() -> Any:
             return jax.block_until_ready(function(*inputs))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..operators import INPUTS
 from .machine import cache_limit
 
 Array = NDArray[Any]
@@ -50,15 +51,6 @@ SETS: dict[str, dict[Shape, int]] = {
     "small": dict.fromkeys(SMALL, 1),
 }
 
-#: The outputs of each operator, by the names of the functions in bnbp after ``batch_norm_``.
-OUTPUTS = {
-    "training": ("normalized", "batch_mean", "batch_variance"),
-    "training_backprop": ("input_delta", "gamma_delta", "beta_delta"),
-    "inference": ("normalized",),
-    "inference_backprop": ("input_delta", "gamma_delta", "beta_delta"),
-}
-OPERATORS = tuple(OUTPUTS)
-NUM_INPUTS = {"training": 3, "training_backprop": 6, "inference": 5, "inference_backprop": 6}
 LAYOUTS = ("nchw", "nhwc")
 
 
@@ -74,7 +66,7 @@ def tensor_type(dtype: str) -> np.dtype[Any]:
 
 
 class Batch(NamedTuple):
-    """The inputs of an operator; the first three, five or all six, as it takes them."""
+    """Inputs for any operator."""
 
     input: Array
     gamma: Array
@@ -82,6 +74,10 @@ class Batch(NamedTuple):
     mean: Array
     variance: Array
     normalized_delta: Array
+
+    def inputs(self, operator: str) -> tuple[Array, ...]:
+        """Those that an operator takes."""
+        return self[: len(INPUTS[operator])]
 
 
 def make_batch(shape: Shape, dtype: str) -> Batch:
