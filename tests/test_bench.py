@@ -1,18 +1,23 @@
 """The benchmark: that its answers are checked, and that it says what it did. No test looks at a time."""
 
+import dataclasses
 import importlib.util
+import io
+import itertools
 import json
 import math
 import subprocess
 import sys
+from fractions import Fraction
 
 import ml_dtypes
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 import bnbp
 from bnbp import reference
-from bnbp.cli.benchmark import candidates, machine, measure, peers, points, report
+from bnbp.cli.benchmark import candidates, machine, measure, peers, plot, points, report
 from bnbp.cli.operators import OUTPUTS, Operator
 
 _floor = candidates.load_floor()
@@ -287,6 +292,122 @@ def test_the_network_is_resnet_50():
     assert elements == 32 * sum(c * s * s * times for (c, s), times in points.RESNET_50.items())
 
 
+# The set of the caches
+
+#: Those of the design's section "In the caches", without the channels-last doubles.
+DESIGN = {
+    *((1, 64, 14, 14), (4, 64, 14, 14), (1, 512, 7, 7), (8, 512, 7, 7), (4, 256, 14, 14), (1, 1024, 14, 14)),
+    *((1, 64, 56, 56), (2, 256, 28, 28), (8, 128, 28, 28), (64, 128), (64, 1024)),
+}
+
+
+def test_the_cache_set_has_the_shapes_of_the_design_and_those_between():
+    shapes = points.SETS["cache"]
+    assert shapes.keys() > DESIGN
+    assert set(shapes.values()) == {1}
+    sizes = sorted(math.prod(shape) for shape in shapes if shape != (64, 128))
+    assert sizes[0] == 64 * 14 * 14  # the smallest of the design, but for (64, 128)
+    assert sizes[0] >= 12_000
+    assert 700_000 <= sizes[-1] <= 1_000_000
+    assert all(larger <= 2.1 * size for size, larger in itertools.pairwise(sizes))
+    planes = {shape[2:] for shape in shapes}
+    assert planes == {(), (7, 7), (14, 14), (28, 28), (56, 56)}
+
+
+def made_up_rows(**times):
+    """Rows of the set of the caches, in both layouts: for each candidate the minima in microseconds, medians 1.5 x."""
+    shapes = [(1, 64, 14, 14), (1, 512, 7, 7), (2, 8, 28, 56), (64, 128)]
+    return [
+        measure.Row(
+            points.Point("cache", shape, 1, "training_backprop", layout, 1),
+            False,
+            {name: measure.Seconds(each[k] * 1e-6, each[k] * 1.5e-6) for name, each in times.items() if each[k]},
+            notes={"jax": "not for us"},
+        )
+        for layout in points.LAYOUTS
+        for k, shape in enumerate(shapes[: 4 if layout == "nchw" else 3])
+    ]
+
+
+TIMES = {
+    "floor": (3, 4, 4, 2),
+    "bnbp": (12, 30, 40, 13),
+    "bnbp fresh": (13, 31, 41, 14),
+    "torch": (9, 60, None, 26),
+    "numpy": (50, 90, 90, 0.5),
+}
+
+
+def test_the_geometric_mean_of_ratios():
+    rows = made_up_rows(**TIMES)[:4]
+    least, middle = report.geometric_mean(rows, "torch")
+    product = Fraction(12, 9) * Fraction(30, 60) * Fraction(13, 26)
+    assert least**3 == pytest.approx(float(product))
+    assert middle == pytest.approx(least)
+    rows[0].seconds["torch"] = measure.Seconds(9e-6, 36e-6)  # the median is twice what it would be
+    assert report.geometric_mean(rows, "torch")[1] ** 3 == pytest.approx(float(product * Fraction(13.5) / 36))
+    assert report.geometric_mean(rows, "jax") is None
+
+
+def test_what_bnbp_is_compared_with():
+    assert report.rival(made_up_rows(**TIMES)) == "torch"
+    others = {name: times for name, times in TIMES.items() if name != "torch"}
+    assert report.rival(made_up_rows(**others)) == "numpy"
+    assert report.rival(made_up_rows(**others, tensorflow=(5, 5, 5, 5))) == "tensorflow"
+    assert report.rival(made_up_rows(floor=TIMES["floor"], bnbp=TIMES["bnbp"])) is None
+
+
+def test_rows_survive_being_saved():
+    rows = made_up_rows(**TIMES)
+    file = io.BytesIO()
+    report.save(file, measure.Settings(), {}, rows)
+    content = json.loads(file.getvalue())
+    assert report.load(content) == rows
+    first = content["totals"][0]
+    assert first["geometric_means"].keys() == {"floor", "bnbp fresh", "torch", "numpy"}
+    assert first["geometric_means"]["torch"]["minimum"] ** 3 == pytest.approx(1 / 3)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are drawn, and saved as usual."""
+    figures = []
+    savefig = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *to, **how: figures.append(self) or savefig(self, *to, **how))
+    return figures
+
+
+def test_the_plot_of_the_caches_has_a_panel_for_each_layout_and_a_line_for_each_implementation(drawn):
+    rows = made_up_rows(**TIMES)
+    file = io.BytesIO()
+    plot.draw(file, "png", rows, "a machine")
+    assert file.getvalue().startswith(b"\x89PNG")
+    [figure] = drawn
+    titles = [axes.get_title("left") for axes in figure.axes]
+    assert [title.partition(", ")[2] for title in titles] == ["channels first", "(N, C)", "channels last"]
+    for axes in figure.axes:
+        assert len(axes.lines) == len(TIMES)
+        assert axes.get_xscale() == "log"
+        assert axes.get_xlabel() == "elements"
+    colours = {line.get_color() for axes in figure.axes for line in axes.lines}
+    assert len(colours) == len(TIMES)
+    [first] = [line for line in figure.axes[0].lines if line.get_color() == plot.COLOURS["bnbp"]]
+    sizes, times = first.get_data()
+    assert list(sizes) == [64 * 14 * 14, 512 * 7 * 7]  # the second and the third shape have one size
+    assert times == pytest.approx([12e3 / (64 * 14 * 14), math.sqrt(30 * 40) * 1e3 / (512 * 7 * 7)])
+    [legend] = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["bnbp, out=", "bnbp fresh", "torch", "numpy", "floor: a copy"]
+
+
+def test_a_plot_with_other_sets_shows_ratios(drawn):
+    rows = made_up_rows(**TIMES)
+    rows.append(dataclasses.replace(rows[0], point=POINT))
+    plot.draw(io.BytesIO(), "svg", rows, "a machine")
+    [figure] = drawn
+    assert [axes.get_xlabel() for axes in figure.axes] == ["time / floor that applies (medians)"] * 2
+
+
 # The command
 
 
@@ -312,6 +433,40 @@ def test_the_command_prints_a_table_and_saves_numbers_and_a_plot(tmp_path, dtype
         assert row["notes"] == {}
         assert {"floor", "bnbp", "bnbp fresh"} <= row["seconds"].keys()
         assert all(0 < times["minimum"] <= times["median"] for times in row["seconds"].values())
+
+
+def test_the_cache_set_is_shown_in_microseconds_beside_the_geometric_mean(tmp_path):
+    """On shapes of our own, one of which would otherwise be shown in milliseconds."""
+    program = """
+import sys
+from bnbp.cli.benchmark import points
+from bnbp.__main__ import main
+points.SETS["cache"] = {(1, 16, 7, 7): 1, (4, 64, 112, 112): 1}
+sys.exit(main())
+"""
+    arguments = "--set cache --op training_backprop --rounds 1 --peer numpy --threads 1 --json x.json --plot x.svg"
+    done = bnbp_bench(arguments, cwd=tmp_path, program=("-c", program))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "training_backprop, nchw, 1 thread, us" in done.stdout
+    assert "training_backprop, nhwc, 1 thread, us" in done.stdout
+    assert ", ms" not in done.stdout
+    assert "+ read " not in done.stdout.partition("Times are medians")[0]
+    assert "/ torch is bnbp's time over PyTorch's" in " ".join(done.stdout.split())
+    assert "<svg" in (tmp_path / "x.svg").read_text()
+
+    content = json.loads((tmp_path / "x.json").read_text())
+    lines = [line.split() for line in done.stdout.splitlines()]
+    tables = [line for line in lines if line[:1] == ["cache"]]
+    assert [line[-2:] for line in tables] == [["/", "numpy"]] * 2
+    for line, layout in zip([line for line in lines if line[:2] == ["geometric", "mean"]], points.LAYOUTS, strict=True):
+        seconds = [row["seconds"] for row in content["rows"] if row["point"]["layout"] == layout]
+        assert "read" not in seconds[0]
+        ratios = [
+            math.prod(each["bnbp"][statistic] / each[name][statistic] for each in seconds) ** 0.5
+            for name in ("floor", "numpy")
+            for statistic in ("minimum", "median")
+        ]
+        assert [float(text) for text in line[2:]] == pytest.approx(ratios, abs=0.0051)
 
 
 def test_the_command_names_what_is_not_installed_and_shows_the_total(tmp_path):
@@ -370,7 +525,7 @@ sys.exit(main())
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        ("--set large", 2, "'network'"),
+        ("--set large", 2, "'network', 'odd', 'small', 'cache'"),
         ("--op forward", 2, "'training_backprop'"),
         ("--threads 0", 2, "numbers of threads such as 1,2"),
         ("--threads 1,", 2, "numbers of threads such as 1,2"),

@@ -15,7 +15,7 @@ from rich.table import Table
 import bnbp
 
 from .benchmark import report
-from .benchmark.candidates import BNBP, FRESH, OWN
+from .benchmark.candidates import BNBP, FLOOR, FRESH, OWN
 from .benchmark.measure import Benchmark, Row, Seconds, Settings
 from .benchmark.peers import PEERS
 from .benchmark.plot import draw
@@ -33,6 +33,7 @@ class Shapes(StrEnum):
     network = "network"
     odd = "odd"
     small = "small"
+    cache = "cache"
     all = "all"
 
 
@@ -89,6 +90,9 @@ def bench(
 
     The floor is the time of a loop that reads and writes what the operator must and does nothing else, on the same
     arrays and in turns with it. The network is ResNet-50 with batches of 32. No time counts before the answer is right.
+
+    The set cache has tensors of 8,000 to 800,000 elements, which fit the caches. There the other implementations are
+    what to compare with, and a plot of this set alone shows time per element against size.
     """
     file_format = plot_format(plot) if plot else ""
     settings = Settings(
@@ -120,6 +124,8 @@ def bench(
     for group in report.groups(rows).values():
         _print_bench_table(group, settings)
     console.print(LEGEND, highlight=False)
+    if any(row.point.in_cache for row in rows):
+        console.print(LEGEND_OF_CACHE, highlight=False)
     if numbers:
         write_file(numbers, targets[numbers], force, lambda stream: report.save(stream, settings, environment, rows))
         print_line(f"numbers saved in {numbers}")
@@ -182,7 +188,9 @@ def _print_bench_table(rows: list[Row], settings: Settings) -> None:
     """Print the times and ratios of one operator, layout and number of threads, and what there is to say of them."""
     point = rows[0].point
     total = report.total(rows)
-    scale, unit = (1e3, "ms") if max(row.floor.median for row in rows) > 2e-4 else (1e6, "us")
+    rival = report.rival(rows) if point.in_cache else None
+    small = point.in_cache or max(row.floor.median for row in rows) <= 2e-4
+    scale, unit = (1e6, "us") if small else (1e3, "ms")
     peers = [name for name in settings.peers if any(name in row.seconds for row in rows)]
 
     def time(seconds: Seconds | None) -> str:
@@ -192,22 +200,27 @@ def _print_bench_table(rows: list[Row], settings: Settings) -> None:
         seconds, own = row.seconds.get(name), row.seconds.get(BNBP)
         return time(seconds) + (f" ({seconds.over(own)[1]:.1f}x)" if seconds and own else "")
 
-    def ratios(row: Row, floor: Seconds | None, applies: bool) -> str:
+    def both(ratio: tuple[float, float] | None, applies: bool = False) -> str:
+        return "{:.2f} {:.2f}".format(*ratio) + " *"[applies] if ratio else ""
+
+    def ratios(row: Row, other: Seconds | None, applies: bool) -> str:
         own = row.seconds.get(BNBP)
-        return "{:.2f} {:.2f}".format(*own.over(floor)) + " *"[applies and row is not total] if own and floor else "-"
+        return both(own.over(other), applies and row is not total) if own and other else "-"
 
     # What a row shows, by column; where one pass does, there is no second read.
     columns: dict[str, Callable[[Row], str]] = {
         "floor": lambda row: time(row.floor),
         "+ read": lambda row: time(row.floor_and_read),
         "bnbp": lambda row: time(row.seconds.get(BNBP)),
-        "/ floor": lambda row: ratios(row, row.floor, not row.second_read),
+        "/ floor": lambda row: ratios(row, row.floor, not (row.second_read or point.in_cache)),
         "/ (floor + read)": lambda row: ratios(row, row.floor_and_read, row.second_read),
         "bnbp fresh": lambda row: time(row.seconds.get(FRESH)),
         **{name: partial(peer_time, name=name) for name in peers},
     }
-    if not point.reduces:
+    if not point.reduces or point.in_cache:
         del columns["+ read"], columns["/ (floor + read)"]
+    if rival:
+        columns[f"/ {rival}"] = lambda row: ratios(row, row.seconds.get(rival), False)
 
     table = Table(point.set, box=box.SIMPLE_HEAD, title=f"{title(point)}, {unit}", title_justify="left")
     for name in columns:
@@ -218,12 +231,18 @@ def _print_bench_table(rows: list[Row], settings: Settings) -> None:
     if point.set == "network":
         table.add_section()
         table.add_row("total", *(show(total) for show in columns.values()), style="bold")
+    elif point.in_cache:
+        means = {f"/ {name}": both(report.geometric_mean(rows, name)) for name in (FLOOR, rival) if name}
+        table.add_section()
+        table.add_row("geometric mean", *(means.get(name, "") for name in columns), style="bold")
     # A terminal may wrap what is too wide for it, and a file has room; rich would squeeze it.
     table.width = Measurement.get(console, console.options.update(max_width=1000), table).maximum
     console.print(table, crop=False, highlight=False)
     for line in report.remarks(rows):
         print_line(line)
 
+
+LEGEND_OF_CACHE = "/ torch is bnbp's time over PyTorch's; without PyTorch it is the fastest peer's that counts."
 
 LEGEND = (
     "Times are medians; ratios are those of the minima and of the medians. The floor reads and writes each tensor "

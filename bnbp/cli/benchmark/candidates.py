@@ -52,18 +52,19 @@ def floor(point: Point, batch: Batch, out: Array) -> Iterator[Candidate]:
     """Read and write what the operator must, and do nothing else.
 
     Streaming past the caches is fastest when the result is larger than they are. Where it fits, plain stores may be
-    faster, and one thread faster than many: then all are tried, and the fastest is the floor.
+    faster, and one thread faster than many: then all are tried, and the fastest is the floor. In the set of the caches
+    nothing comes from memory a second time.
     """
     read = [words(a) for a in (batch.input, batch.normalized_delta)[: point.num_tensors_read]]
     loops = load_floor()
     copy, add = (loops.copy2, loops.read2) if len(read) == 2 else (loops.copy1, loops.read1)
     to = words(out)
     yield Candidate(FLOOR, partial(copy, *read, to, point.threads))
-    fits = out.nbytes * (len(read) + 1) <= cache_sizes().get("L2", 2**20)
+    fits = point.in_cache or out.nbytes * (len(read) + 1) <= cache_sizes().get("L2", 2**20)
     for threads in sorted({1, point.threads}) if fits else [point.threads]:
         if fits:
             yield Candidate(FLOOR, partial(copy, *read, to, threads, False))
-        if point.reduces:
+        if point.reduces and not point.in_cache:
             yield Candidate(READ, partial(add, *read, threads))
 
 

@@ -44,11 +44,23 @@ ODD = (
 #: What a call itself costs is seen in the first.
 SMALL = ((2, 16, 8, 8), (4, 8, 4, 4), (16, 32, 14, 14))
 
+#: What fits the caches: small batches, small networks and late layers. Sizes go by powers of two, each with planes of
+#: several sizes; (64, 128) is a dense layer of a small network, and smaller than the rest.
+CACHE = (
+    *((1, 512, 7, 7), (2, 512, 7, 7), (4, 512, 7, 7), (8, 512, 7, 7), (8, 1024, 7, 7), (8, 2048, 7, 7)),
+    *((1, 64, 14, 14), (1, 128, 14, 14), (4, 64, 14, 14), (2, 256, 14, 14), (4, 256, 14, 14), (1, 1024, 14, 14)),
+    *((8, 256, 14, 14), (4, 1024, 14, 14)),
+    *((1, 64, 28, 28), (1, 128, 28, 28), (2, 128, 28, 28), (2, 256, 28, 28), (8, 128, 28, 28)),
+    *((1, 32, 56, 56), (1, 64, 56, 56), (2, 64, 56, 56), (4, 64, 56, 56)),
+    *((64, 128), (64, 256), (64, 512), (64, 1024), (128, 1024), (256, 1024), (512, 1024)),
+)
+
 #: Shapes by set, as (N, C, ...), and how often each counts in the set's total.
 SETS: dict[str, dict[Shape, int]] = {
     "network": {(32, channels, size, size): times for (channels, size), times in RESNET_50.items()},
     "odd": dict.fromkeys(ODD, 1),
     "small": dict.fromkeys(SMALL, 1),
+    "cache": dict.fromkeys(CACHE, 1),
 }
 
 LAYOUTS = ("nchw", "nhwc")
@@ -131,6 +143,16 @@ class Point:
         return -1 if self.layout == "nhwc" else 1
 
     @property
+    def size(self) -> int:
+        """The number of elements of a tensor."""
+        return math.prod(self.shape)
+
+    @property
+    def in_cache(self) -> bool:
+        """Whether its set is about the caches: no memory is waited for, and other implementations are what counts."""
+        return self.set == "cache"
+
+    @property
     def reduces(self) -> bool:
         """Whether the tensors are read twice: for sums that every element of the result needs."""
         return self.operator.startswith("training")
@@ -147,13 +169,18 @@ class Point:
         the channels are side by side, everything.
         """
         apart = self.layout == "nchw" and len(self.shape) > 2
-        elements = math.prod(self.shape) // (self.shape[1] if apart else 1)
+        elements = self.size // (self.shape[1] if apart else 1)
         return self.reduces and elements * self.num_tensors_read * tensor_type(dtype).itemsize > cache_limit()
 
 
 def title(point: Point) -> str:
     """What a table is about."""
-    return f"{point.operator}, {point.layout}, {point.threads} thread{'s' * (point.threads > 1)}"
+    return f"{point.operator}, {point.layout}, {threads_of(point)}"
+
+
+def threads_of(point: Point) -> str:
+    """The number of threads in words."""
+    return f"{point.threads} thread{'s' * (point.threads > 1)}"
 
 
 def label(shape: Shape) -> str:

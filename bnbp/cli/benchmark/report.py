@@ -1,6 +1,7 @@
-"""What is made of the rows: tables, totals, remarks, and a file of everything."""
+"""What is made of the rows: totals, means, remarks, and a file of everything."""
 
 import json
+import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, BinaryIO
@@ -8,7 +9,7 @@ from typing import Any, BinaryIO
 from .candidates import BNBP, OWN
 from .measure import Row, Seconds, Settings
 from .peers import PEERS
-from .points import label
+from .points import Point, label
 
 
 def groups(rows: Iterable[Row]) -> dict[tuple[str, str, str, int], list[Row]]:
@@ -39,6 +40,34 @@ def _sum(terms: Iterable[Seconds]) -> Seconds:
     for term in terms:
         result = result + term
     return result
+
+
+def geometric_mean(rows: Sequence[Row], name: str) -> tuple[float, float] | None:
+    """The mean ratio of bnbp's time to that of another candidate.
+
+    Parameters
+    ----------
+    rows : sequence of Row
+        Of one table; those count that have both times.
+    name : str
+        The other candidate.
+
+    Returns
+    -------
+    tuple of float, or None
+        Of the minima, and of the medians; None if no row has both.
+    """
+    ratios = [row.seconds[BNBP].over(row.seconds[name]) for row in rows if {BNBP, name} <= row.seconds.keys()]
+    if not ratios:
+        return None
+    minima, medians = zip(*ratios, strict=True)
+    return statistics.geometric_mean(minima), statistics.geometric_mean(medians)
+
+
+def rival(rows: Sequence[Row]) -> str | None:
+    """The peer to compare bnbp with: PyTorch where it has been measured, else the fastest; None without any."""
+    means = {name: mean[1] for name in PEERS if (mean := geometric_mean(rows, name))}
+    return "torch" if "torch" in means else max(means, key=lambda name: means[name], default=None)
 
 
 def remarks(rows: Sequence[Row]) -> Iterator[str]:
@@ -76,7 +105,20 @@ def save(file: BinaryIO, settings: Settings, environment: dict[str, Any], rows: 
     for (name, operator, layout, threads), members in groups(rows).items():
         sums = {**total(members).seconds, "bound": total_bound(members)}
         seconds = {candidate: asdict(value) for candidate, value in sums.items()}
-        totals.append({"set": name, "operator": operator, "layout": layout, "threads": threads, "seconds": seconds})
+        others = dict.fromkeys(other for row in members for other in row.seconds if other != BNBP)
+        means = {other: geometric_mean(members, other) for other in others}
+        totals.append(
+            {
+                "set": name,
+                "operator": operator,
+                "layout": layout,
+                "threads": threads,
+                "seconds": seconds,
+                "geometric_means": {
+                    other: {"minimum": mean[0], "median": mean[1]} for other, mean in means.items() if mean
+                },
+            }
+        )
     content = {
         "settings": asdict(settings),
         "environment": environment,
@@ -84,3 +126,13 @@ def save(file: BinaryIO, settings: Settings, environment: dict[str, Any], rows: 
         "totals": totals,
     }
     file.write(json.dumps(content, indent=1).encode())
+
+
+def load(content: dict[str, Any]) -> list[Row]:
+    """The rows of what :func:`save` has written, as JSON has it."""
+    rows = []
+    for row in content["rows"]:
+        point = Point(**{**row["point"], "shape": tuple(row["point"]["shape"])})
+        seconds = {name: Seconds(**values) for name, values in row["seconds"].items()}
+        rows.append(Row(point, row["second_read"], seconds, row["deviations"], row["notes"]))
+    return rows
