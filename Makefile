@@ -37,7 +37,7 @@ test-parallel: $(VENV)/.test ## run each test of the operators in four threads a
 
 # With the address sanitiser, in a process that was not built with it; libstdc++ so that it sees C++ exceptions.
 sanitize: $(SANITIZED)/.built ## random calls of everything in a build with sanitisers: CALLS=1000000 SEED=1
-	cd bnbp && find . -name "*.py" -exec cp --parents {} ../$(SANITIZED)/bnbp \;
+	find bnbp -name '*.py' -exec cp --parents -t $(SANITIZED) {} +
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" PYTHONMALLOC=malloc \
 		PYTHONPATH=$(SANITIZED) UBSAN_OPTIONS=print_stacktrace=1 \
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=4096 \

@@ -1,20 +1,28 @@
 """The benchmark: that its answers are checked, and that it says what it did. No test looks at a time."""
 
+import dataclasses
+import importlib.util
+import io
+import itertools
 import json
 import math
 import subprocess
 import sys
+from fractions import Fraction
 
 import ml_dtypes
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 import bnbp
-from bnbp import bench, reference
+from bnbp import reference
+from bnbp.cli.benchmark import candidates, machine, measure, peers, plot, points, report
+from bnbp.cli.operators import OUTPUTS, Operator
 
-_floor = bench.load_floor()
+_floor = candidates.load_floor()
 
-POINT = bench.Point("small", (2, 16, 8, 8), 1, "training_backprop", "nchw", 1)
+POINT = points.Point("small", (2, 16, 8, 8), 1, "training_backprop", "nchw", 1)
 
 # How far a right answer may be from the reference, by the type of the tensors. In 16 bits that is one rounding.
 RIGHT = {"float16": 2**-11, "bfloat16": 2**-8, "float32": 1e-5, "float64": 2e-14}
@@ -68,11 +76,11 @@ def test_the_floor_refuses_what_it_cannot_walk():
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 6), (5, 3, 7)])  # an even and an odd number of elements
-@pytest.mark.parametrize("dtype", bench.TOLERANCE)
+@pytest.mark.parametrize("dtype", measure.TOLERANCE)
 def test_the_floor_is_given_the_bytes_of_the_tensors(dtype, shape):
-    x = bench.make_batch(shape, dtype).input
+    x = points.make_batch(shape, dtype).input
     out = np.zeros_like(x)
-    _floor.copy1(bench.words(x), bench.words(out), 1)
+    _floor.copy1(candidates.words(x), candidates.words(out), 1)
     copied = x.nbytes // 4 * 4
     assert copied > 100
     assert out.tobytes()[:copied] == x.tobytes()[:copied]
@@ -81,7 +89,7 @@ def test_the_floor_is_given_the_bytes_of_the_tensors(dtype, shape):
 # The inputs
 
 
-@pytest.mark.parametrize("layout", bench.LAYOUTS)
+@pytest.mark.parametrize("layout", points.LAYOUTS)
 @pytest.mark.parametrize(
     ("dtype", "tensors", "others"),
     [
@@ -92,8 +100,8 @@ def test_the_floor_is_given_the_bytes_of_the_tensors(dtype, shape):
     ],
 )
 def test_the_types_and_the_statistics_of_a_batch(dtype, tensors, others, layout):
-    batch = bench.make_batch((31, 5, 17), dtype)
-    batch = bench.channels_last(batch) if layout == "nhwc" else batch
+    batch = points.make_batch((31, 5, 17), dtype)
+    batch = points.channels_last(batch) if layout == "nhwc" else batch
     assert {a.dtype for a in (batch.input, batch.normalized_delta)} == {np.dtype(tensors)}
     assert {a.dtype for a in batch[1:5]} == {np.dtype(others)}
     assert all(np.ptp(a.astype(np.float64)) > 0.1 for a in batch)
@@ -106,16 +114,16 @@ def test_the_types_and_the_statistics_of_a_batch(dtype, tensors, others, layout)
 # The measurement
 
 
-def measure(point, peers=(), dtype="float32"):
-    return bench.Benchmark(bench.Settings(peers=peers, dtype=dtype, rounds=1)).measure(point)
+def measure_here(point, peers=(), dtype="float32"):
+    return measure.Benchmark(measure.Settings(peers=peers, dtype=dtype, rounds=1)).measure(point)
 
 
-@pytest.mark.parametrize("dtype", bench.TOLERANCE)
-@pytest.mark.parametrize("layout", bench.LAYOUTS)
-@pytest.mark.parametrize("operator", bench.OPERATORS)
+@pytest.mark.parametrize("dtype", measure.TOLERANCE)
+@pytest.mark.parametrize("layout", points.LAYOUTS)
+@pytest.mark.parametrize("operator", Operator)
 @pytest.mark.parametrize("shape", [(6, 5), (3, 4, 5, 6), (2, 3, 4, 3, 2)])
 def test_bnbp_and_numpy_are_right_for_any_number_of_axes(operator, layout, shape, dtype):
-    row = measure(bench.Point("odd", shape, 1, operator, layout, 2), ("numpy",), dtype)
+    row = measure_here(points.Point("odd", shape, 1, operator, layout, 2), ("numpy",), dtype)
     assert row.notes == {}
     assert row.deviations.keys() == {"bnbp", "bnbp fresh", "numpy"}
     assert max(row.deviations.values()) < RIGHT[dtype]
@@ -128,15 +136,15 @@ def test_bnbp_and_numpy_are_right_for_any_number_of_axes(operator, layout, shape
 @pytest.mark.parametrize("peer", ["torch", "tensorflow", "jax"])
 def test_a_peer_is_right(tmp_path, peer, dtype):
     """In a process of its own: they do not like to be forked, as other tests do."""
-    assert bench.importlib.util.find_spec(peer), f"this test needs {peer}"
+    assert importlib.util.find_spec(peer), f"this test needs {peer}"
     program = """
 import sys
-from bnbp import bench
+from bnbp.cli.benchmark import points
 from bnbp.__main__ import main
-bench.SETS["small"] = {(6, 5): 1, (3, 4, 5, 6): 1, (2, 3, 4, 3, 2): 1}
+points.SETS["small"] = {(6, 5): 1, (3, 4, 5, 6): 1, (2, 3, 4, 3, 2): 1}
 sys.exit(main())
 """
-    arguments = f"--set small --rounds 1 --peer {peer} --dtype {dtype} --threads {bench.cpus()} --json x.json"
+    arguments = f"--set small --rounds 1 --peer {peer} --dtype {dtype} --threads {machine.cpus()} --json x.json"
     done = bnbp_bench(arguments, cwd=tmp_path, program=("-c", program))
     assert (done.returncode, done.stderr) == (0, "")
     rows = json.loads((tmp_path / "x.json").read_text())["rows"]
@@ -152,7 +160,7 @@ sys.exit(main())
         assert peer in row["seconds"]
 
 
-class Wrong(bench.NumPy):
+class Wrong(peers.NumPy):
     """One element of one output is a little off."""
 
     name = "wrong"
@@ -166,38 +174,38 @@ class Wrong(bench.NumPy):
             results[self.output].flat[-1] += 0.05 * np.abs(results[self.output]).max()
             return results
 
-        return bench.Candidate(self.name, call, tuple, self.name)
+        return candidates.Candidate(self.name, call, tuple, self.name)
 
 
-@pytest.mark.parametrize("dtype", bench.TOLERANCE)
-@pytest.mark.parametrize(("output", "name"), [*enumerate(bench.OUTPUTS["training_backprop"])])
+@pytest.mark.parametrize("dtype", measure.TOLERANCE)
+@pytest.mark.parametrize(("output", "name"), [*enumerate(OUTPUTS["training_backprop"])])
 def test_a_wrong_answer_is_told_and_not_timed(monkeypatch, output, name, dtype):
     monkeypatch.setattr(Wrong, "output", output)
-    monkeypatch.setitem(bench.PEERS, "wrong", Wrong)
-    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: True)
-    row = measure(POINT, ("wrong",), dtype)
+    monkeypatch.setitem(peers.PEERS, "wrong", Wrong)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    row = measure_here(POINT, ("wrong",), dtype)
     assert row.notes == {"wrong": f"wrong answer: {name} is off by 0.05 of its largest value"}
     assert "wrong" not in row.seconds
     assert "bnbp" in row.seconds
-    assert list(bench.remarks([row])) == [f"wrong: {row.notes['wrong']}"]
+    assert list(report.remarks([row])) == [f"wrong: {row.notes['wrong']}"]
 
 
-@pytest.mark.parametrize("dtype", bench.TOLERANCE)
+@pytest.mark.parametrize("dtype", measure.TOLERANCE)
 @pytest.mark.parametrize("forgotten", [0, 1])
 def test_a_formula_that_lacks_a_term_is_a_wrong_answer(monkeypatch, forgotten, dtype):
-    class Forgetful(bench.NumPy):
+    class Forgetful(peers.NumPy):
         name = "forgetful"
 
         def candidate(self, point, batch):
             sums = [*reference.batch_norm_training_backprop_reduce(batch.input, batch.mean, batch.normalized_delta)]
             sums[forgotten] = np.zeros(16)
-            wrong = reference.batch_norm_training_backprop_apply(*batch, *sums, 2 * 8 * 8, bench.EPSILON)
+            wrong = reference.batch_norm_training_backprop_apply(*batch, *sums, 2 * 8 * 8, candidates.EPSILON)
             _, *right = super().candidate(point, batch).call()
-            return bench.Candidate(self.name, lambda: (wrong.input_delta, *right), tuple, self.name)
+            return candidates.Candidate(self.name, lambda: (wrong.input_delta, *right), tuple, self.name)
 
-    monkeypatch.setitem(bench.PEERS, "forgetful", Forgetful)
-    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: True)
-    row = measure(POINT, ("forgetful",), dtype)
+    monkeypatch.setitem(peers.PEERS, "forgetful", Forgetful)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    row = measure_here(POINT, ("forgetful",), dtype)
     assert row.notes.keys() == {"forgetful"}
     assert row.notes["forgetful"].startswith("wrong answer: input_delta is off by ")
 
@@ -218,7 +226,7 @@ def test_a_wrong_answer_of_bnbp_is_told_too(monkeypatch, change, says):
         return change(dx), dgamma, dbeta
 
     monkeypatch.setattr(bnbp, "batch_norm_training_backprop", wrong)
-    row = measure(POINT)
+    row = measure_here(POINT)
     assert row.notes.keys() == {"bnbp", "bnbp fresh"}
     for note in row.notes.values():
         with pytest.raises(AssertionError, match=says):
@@ -227,22 +235,22 @@ def test_a_wrong_answer_of_bnbp_is_told_too(monkeypatch, change, says):
 
 
 def test_a_peer_that_fails_is_told_and_the_others_are_measured(monkeypatch):
-    class Failing(bench.NumPy):
+    class Failing(peers.NumPy):
         name = "failing"
 
         def candidate(self, point, batch):
-            return bench.Candidate(self.name, lambda: 1 / 0, tuple, self.name)
+            return candidates.Candidate(self.name, lambda: 1 / 0, tuple, self.name)
 
-    class Broken(bench.NumPy):
+    class Broken(peers.NumPy):
         name = "broken"
 
         def __init__(self, threads, dtype):
             raise ImportError("a library is missing\nand more")
 
     for peer in (Failing, Broken):
-        monkeypatch.setitem(bench.PEERS, peer.name, peer)
-    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None if name == "absent" else name)
-    benchmark = bench.Benchmark(bench.Settings(peers=("absent", "broken", "failing", "numpy"), rounds=1))
+        monkeypatch.setitem(peers.PEERS, peer.name, peer)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "absent" else name)
+    benchmark = measure.Benchmark(measure.Settings(peers=("absent", "broken", "failing", "numpy"), rounds=1))
     assert benchmark.absent == {"absent": "not installed", "broken": "it fails: a library is missing"}
     row = benchmark.measure(POINT)
     assert row.notes == {"failing": "it fails: division by zero"}
@@ -251,20 +259,20 @@ def test_a_peer_that_fails_is_told_and_the_others_are_measured(monkeypatch):
 
 def test_turns_go_forwards_and_backwards_and_rest_between_libraries(monkeypatch):
     log = []
-    monkeypatch.setattr(bench.time, "sleep", lambda seconds: log.append("rest"))
-    monkeypatch.setattr(bench, "sample", lambda call, repeats: call() or 1.0)
+    monkeypatch.setattr(measure.time, "sleep", lambda seconds: log.append("rest"))
+    monkeypatch.setattr(measure, "sample", lambda call, repeats: call() or 1.0)
     names = {"a": "bnbp", "b": "bnbp", "c": "torch"}
-    candidates = [bench.Candidate(name, lambda name=name: log.append(name), None, lib) for name, lib in names.items()]
-    seconds = bench.take_turns(candidates, 2, rest=True)
+    calls = [candidates.Candidate(name, lambda name=name: log.append(name), None, lib) for name, lib in names.items()]
+    seconds = measure.take_turns(calls, 2, rest=True)
     assert "".join(log).replace("rest", "-") == "abc" + "-ab-c" + "c-ba"
     assert seconds == [[1.0, 1.0]] * 3
 
 
 def test_the_floor_that_applies(monkeypatch):
-    monkeypatch.setattr(bench, "cache_limit", lambda: 32 * 2**20)
+    monkeypatch.setattr(points, "cache_limit", lambda: 32 * 2**20)
 
     def second_read(shape, layout="nchw", operator="training_backprop", dtype="float32"):
-        return bench.Point("network", shape, 1, operator, layout, 1).second_read(dtype)
+        return points.Point("network", shape, 1, operator, layout, 1).second_read(dtype)
 
     assert not second_read((32, 64, 112, 112))  # a channel is 3 MB in two tensors
     assert second_read((32, 64, 112, 112), "nhwc")
@@ -279,9 +287,126 @@ def test_the_floor_that_applies(monkeypatch):
 
 
 def test_the_network_is_resnet_50():
-    assert sum(bench.SETS["network"].values()) == 53
-    elements = sum(math.prod(shape) * times for shape, times in bench.SETS["network"].items())
-    assert elements == 32 * sum(c * s * s * times for (c, s), times in bench.RESNET_50.items())
+    assert sum(points.SETS["network"].values()) == 53
+    elements = sum(math.prod(shape) * times for shape, times in points.SETS["network"].items())
+    assert elements == 32 * sum(c * s * s * times for (c, s), times in points.RESNET_50.items())
+
+
+# The set of the caches
+
+#: Those of the design's section "In the caches", without the channels-last doubles.
+DESIGN = {
+    *((1, 64, 14, 14), (4, 64, 14, 14), (1, 512, 7, 7), (8, 512, 7, 7), (4, 256, 14, 14), (1, 1024, 14, 14)),
+    *((1, 64, 56, 56), (2, 256, 28, 28), (8, 128, 28, 28), (64, 128), (64, 1024)),
+}
+
+
+def test_the_cache_set_has_the_shapes_of_the_design_and_those_between():
+    shapes = points.SETS["cache"]
+    assert shapes.keys() > DESIGN
+    assert set(shapes.values()) == {1}
+    sizes = sorted(math.prod(shape) for shape in shapes if shape != (64, 128))
+    assert sizes[0] == 64 * 14 * 14  # the smallest of the design, but for (64, 128)
+    assert sizes[0] >= 12_000
+    assert 700_000 <= sizes[-1] <= 1_000_000
+    assert all(larger <= 2.1 * size for size, larger in itertools.pairwise(sizes))
+    planes = {shape[2:] for shape in shapes}
+    assert planes == {(), (7, 7), (14, 14), (28, 28), (56, 56)}
+
+
+def made_up_rows(**times):
+    """Rows of the set of the caches, in both layouts: for each candidate the minima in microseconds, medians 1.5 x."""
+    shapes = [(1, 64, 14, 14), (1, 512, 7, 7), (2, 8, 28, 56), (64, 128)]
+    return [
+        measure.Row(
+            points.Point("cache", shape, 1, "training_backprop", layout, 1),
+            False,
+            {name: measure.Seconds(each[k] * 1e-6, each[k] * 1.5e-6) for name, each in times.items() if each[k]},
+            notes={"jax": "not for us"},
+        )
+        for layout in points.LAYOUTS
+        for k, shape in enumerate(shapes[: 4 if layout == "nchw" else 3])
+    ]
+
+
+TIMES = {
+    "floor": (3, 4, 4, 2),
+    "bnbp": (12, 30, 40, 13),
+    "bnbp fresh": (13, 31, 41, 14),
+    "torch": (9, 60, None, 26),
+    "numpy": (50, 90, 90, 0.5),
+}
+
+
+def test_the_geometric_mean_of_ratios():
+    rows = made_up_rows(**TIMES)[:4]
+    least, middle = report.geometric_mean(rows, "torch")
+    product = Fraction(12, 9) * Fraction(30, 60) * Fraction(13, 26)
+    assert least**3 == pytest.approx(float(product))
+    assert middle == pytest.approx(least)
+    rows[0].seconds["torch"] = measure.Seconds(9e-6, 36e-6)  # the median is twice what it would be
+    assert report.geometric_mean(rows, "torch")[1] ** 3 == pytest.approx(float(product * Fraction(13.5) / 36))
+    assert report.geometric_mean(rows, "jax") is None
+
+
+def test_what_bnbp_is_compared_with():
+    assert report.rival(made_up_rows(**TIMES)) == "torch"
+    assert report.rival(made_up_rows(**{**TIMES, "torch": (99, 99, 99, 99)})) == "torch"  # though others are faster
+    others = {name: times for name, times in TIMES.items() if name != "torch"}
+    assert report.rival(made_up_rows(**others)) == "numpy"
+    assert report.rival(made_up_rows(**others, tensorflow=(5, 5, 5, 5))) == "tensorflow"
+    assert report.rival(made_up_rows(floor=TIMES["floor"], bnbp=TIMES["bnbp"])) is None
+
+
+def test_rows_survive_being_saved():
+    rows = made_up_rows(**TIMES)
+    file = io.BytesIO()
+    report.save(file, measure.Settings(), {}, rows)
+    content = json.loads(file.getvalue())
+    assert report.load(content) == rows
+    first = content["totals"][0]
+    assert first["geometric_means"].keys() == {"floor", "bnbp fresh", "torch", "numpy"}
+    assert first["geometric_means"]["torch"]["minimum"] ** 3 == pytest.approx(1 / 3)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are drawn, and saved as usual."""
+    figures = []
+    savefig = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *to, **how: figures.append(self) or savefig(self, *to, **how))
+    return figures
+
+
+def test_the_plot_of_the_caches_has_a_panel_for_each_layout_and_a_line_for_each_implementation(drawn):
+    rows = made_up_rows(**TIMES)
+    file = io.BytesIO()
+    plot.draw(file, "png", rows, "a machine")
+    assert file.getvalue().startswith(b"\x89PNG")
+    [figure] = drawn
+    titles = [axes.get_title("left") for axes in figure.axes]
+    assert [title.partition(", ")[2] for title in titles] == ["channels first", "(N, C)", "channels last"]
+    for axes in figure.axes:
+        assert len(axes.lines) == len(TIMES)
+        assert axes.get_xscale() == "log"
+        assert axes.get_xlabel() == "elements"
+    colours = {line.get_color() for axes in figure.axes for line in axes.lines}
+    assert len(colours) == len(TIMES)
+    [first] = [line for line in figure.axes[0].lines if line.get_color() == plot.COLOURS["bnbp"]]
+    sizes, times = first.get_data()
+    assert list(sizes) == [64 * 14 * 14, 512 * 7 * 7]  # the second and the third shape have one size
+    assert times == pytest.approx([12e3 / (64 * 14 * 14), math.sqrt(30 * 40) * 1e3 / (512 * 7 * 7)])
+    [legend] = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["bnbp, out=", "bnbp fresh", "torch", "numpy", "floor: a copy"]
+
+
+def test_a_plot_with_other_sets_shows_ratios(drawn):
+    rows = made_up_rows(**TIMES)
+    rows.append(dataclasses.replace(rows[0], point=POINT))
+    plot.draw(io.BytesIO(), "svg", rows, "a machine")
+    [figure] = drawn
+    assert [axes.get_xlabel() for axes in figure.axes] == ["time / floor that applies (medians)"] * 2
 
 
 # The command
@@ -305,20 +430,54 @@ def test_the_command_prints_a_table_and_saves_numbers_and_a_plot(tmp_path, dtype
     assert len(saved["rows"]) == 3 * 4 * 2
     assert len(saved["totals"]) == 4 * 2
     for row in saved["rows"]:
-        assert tuple(row["point"]["shape"]) in bench.SETS["small"]
+        assert tuple(row["point"]["shape"]) in points.SETS["small"]
         assert row["notes"] == {}
         assert {"floor", "bnbp", "bnbp fresh"} <= row["seconds"].keys()
         assert all(0 < times["minimum"] <= times["median"] for times in row["seconds"].values())
 
 
+def test_the_cache_set_is_shown_in_microseconds_beside_the_geometric_mean(tmp_path):
+    """On shapes of our own, one of which would otherwise be shown in milliseconds."""
+    program = """
+import sys
+from bnbp.cli.benchmark import points
+from bnbp.__main__ import main
+points.SETS["cache"] = {(1, 16, 7, 7): 1, (4, 64, 112, 112): 1}
+sys.exit(main())
+"""
+    arguments = "--set cache --op training_backprop --rounds 1 --peer numpy --threads 1 --json x.json --plot x.svg"
+    done = bnbp_bench(arguments, cwd=tmp_path, program=("-c", program))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "training_backprop, nchw, 1 thread, us" in done.stdout
+    assert "training_backprop, nhwc, 1 thread, us" in done.stdout
+    assert ", ms" not in done.stdout
+    assert "+ read " not in done.stdout.partition("Times are medians")[0]
+    assert "/ torch is bnbp's time over PyTorch's" in " ".join(done.stdout.split())
+    assert "<svg" in (tmp_path / "x.svg").read_text()
+
+    content = json.loads((tmp_path / "x.json").read_text())
+    lines = [line.split() for line in done.stdout.splitlines()]
+    tables = [line for line in lines if line[:1] == ["cache"]]
+    assert [line[-2:] for line in tables] == [["/", "numpy"]] * 2
+    for line, layout in zip([line for line in lines if line[:2] == ["geometric", "mean"]], points.LAYOUTS, strict=True):
+        seconds = [row["seconds"] for row in content["rows"] if row["point"]["layout"] == layout]
+        assert "read" not in seconds[0]
+        ratios = [
+            math.prod(each["bnbp"][statistic] / each[name][statistic] for each in seconds) ** 0.5
+            for name in ("floor", "numpy")
+            for statistic in ("minimum", "median")
+        ]
+        assert [float(text) for text in line[2:]] == pytest.approx(ratios, abs=0.0051)
+
+
 def test_the_command_names_what_is_not_installed_and_shows_the_total(tmp_path):
     """On shapes of our own: those of the network would take long."""
     program = """
-import sys
-from bnbp import bench
+import importlib.util, sys
+from bnbp.cli.benchmark import points
 from bnbp.__main__ import main
-bench.SETS["network"] = {(2, 3, 4, 5): 2, (3, 2, 4, 4): 1}
-bench.importlib.util.find_spec = lambda name: None if name == "torch" else name
+points.SETS["network"] = {(2, 3, 4, 5): 2, (3, 2, 4, 4): 1}
+importlib.util.find_spec = lambda name: None if name == "torch" else name
 sys.exit(main())
 """
     arguments = "--rounds 1 --peer torch --peer numpy --threads 1,2 --op inference --dtype float64"
@@ -335,9 +494,9 @@ def test_bfloat16_alone_needs_its_package(tmp_path):
     program = """
 import sys
 sys.modules["ml_dtypes"] = None
-from bnbp import bench
+from bnbp.cli.benchmark import points
 from bnbp.__main__ import main
-bench.SETS["small"] = {(2, 3, 4, 5): 1}
+points.SETS["small"] = {(2, 3, 4, 5): 1}
 sys.exit(main())
 """
     arguments = "--set small --rounds 1 --peer numpy --threads 1 --dtype"
@@ -367,7 +526,7 @@ sys.exit(main())
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        ("--set large", 2, "'network'"),
+        ("--set large", 2, "'network', 'odd', 'small', 'cache'"),
         ("--op forward", 2, "'training_backprop'"),
         ("--threads 0", 2, "numbers of threads such as 1,2"),
         ("--threads 1,", 2, "numbers of threads such as 1,2"),

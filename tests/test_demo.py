@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import bnbp
-from bnbp import demo, reference
+from bnbp import reference
+from bnbp.cli import network as demo
 
 
 @pytest.fixture(scope="module")

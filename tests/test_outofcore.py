@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from test_cli import INPUTS, OUTPUTS, assert_refused, bnbp_command, names_in, without_package
 
 import bnbp
-from bnbp import _outofcore, cli, reference
+from bnbp import cli, reference
+from bnbp.cli import outofcore
 
 # With slabs of 64 bytes: some of an index, single indices, several of them; many channels, some, and one.
 LAYOUTS = [
@@ -38,7 +39,7 @@ def save_folder(folder, op="training_backprop", shape=(4, 3, 5, 6), axis=1, dtyp
         batch |= {"mean": np.zeros(shape[axis]), "variance": np.ones(shape[axis])}
     parameters = dtype if np.dtype(dtype) in (np.float32, np.float64) else np.float32
     arrays = {
-        name: batch[name].astype(dtype if name in _outofcore.TENSORS else parameters, order=order)
+        name: batch[name].astype(dtype if name in outofcore.TENSORS else parameters, order=order)
         for name, order in zip(INPUTS[op], orders[0] + "CCCC" + orders[1], strict=False)
     }
     folder.mkdir()
@@ -65,7 +66,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def small_slabs(monkeypatch):
-    monkeypatch.setattr(_outofcore, "SLAB", 64)
+    monkeypatch.setattr(outofcore, "SLAB", 64)
 
 
 # What it does
@@ -110,7 +111,7 @@ def test_neither_gamma_nor_beta_is_needed_and_bits_do_not_depend_on_threads(tmp_
     save_folder(tmp_path / "in", op, (5, 8, 90, 90))
     (tmp_path / "in" / "gamma.npy").unlink()
     (tmp_path / "in" / "beta.npy").unlink()
-    program = ["-c", "import sys; from bnbp import _outofcore, cli; _outofcore.SLAB = 500_000; sys.exit(cli.main())"]
+    program = ["-c", "import sys; from bnbp import cli; cli.outofcore.SLAB = 500_000; sys.exit(cli.main())"]
     for threads in "12":
         arguments = ("run", "in", "--output", threads, "--op", op, "--num-threads", threads)
         done = bnbp_command(*arguments, program=program, cwd=tmp_path)
@@ -162,8 +163,8 @@ def test_progress_is_shown_on_a_terminal(folder):
 def test_slabs_follow_each_other_through_the_file(shape, itemsize, limit):
     elements = np.arange(math.prod(shape)).reshape(shape)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_outofcore, "SLAB", limit)
-        parts = [elements[box].ravel() for box in _outofcore.slabs(shape, itemsize)]
+        patch.setattr(outofcore, "SLAB", limit)
+        parts = [elements[box].ravel() for box in outofcore.slabs(shape, itemsize)]
     np.testing.assert_array_equal(np.concatenate(parts), elements.ravel())
     assert all(part.size * itemsize <= limit for part in parts)
     assert len(parts) <= 4 * math.ceil(elements.size * itemsize / limit)  # and not in crumbs
@@ -272,10 +273,10 @@ def test_a_disk_without_room(tmp_path, room):
 WHILE_WRITING = """
 import errno, os, pathlib, signal, sys
 import bnbp
-from bnbp import _outofcore
+from bnbp.cli import outofcore
 from bnbp.__main__ import main
 
-_outofcore.SLAB = 64
+outofcore.SLAB = 64
 apply, calls = bnbp.batch_norm_training_backprop_apply, 0
 
 def interfere(*arguments, **options):
@@ -365,7 +366,7 @@ def save_sparse(path, shape):
 @pytest.mark.parametrize("op", ["inference", "training_backprop"])
 def test_memory_does_not_grow_with_the_files(tmp_path, op):
     save_folder(tmp_path / "in", op, (4, 2, 3))
-    for name in set(INPUTS[op]) & set(_outofcore.TENSORS):
+    for name in set(INPUTS[op]) & set(outofcore.TENSORS):
         save_sparse(tmp_path / "in" / f"{name}.npy", (4, 2, 1 << 23))  # 256 MiB
     program = ["-c", WITH_LITTLE_MEMORY.format(room=192 << 20)]
     done = bnbp_command("run", "in", "-o", "out", "--op", op, "--num-threads", "1", program=program, cwd=tmp_path)

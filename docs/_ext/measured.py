@@ -1,10 +1,20 @@
-"""Tables of what ``bnbp bench --json`` has saved, made while the pages are built: measure again, replace the file.
+"""Tables and plots of what ``bnbp bench --json`` has saved.
+
+They are made while the pages are built: measure again, replace the file.
 
 .. code-block:: rst
 
    .. measured:: network.json
       :layout: nchw
       :threads: 2
+
+   .. measured-against:: cache.json torch
+      :layout: nchw
+      :threads: 2
+
+   .. measured-plot:: cache.json
+      :threads: 2
+      :alt: What there is to see.
 """
 
 import json
@@ -12,8 +22,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from docutils import nodes
-from docutils.parsers.rst import Directive, directives
+from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from bnbp.cli.benchmark import plot, report
 
 FOLDER = Path(__file__).parents[1] / "measured"
 TITLES = {
@@ -27,7 +40,7 @@ TITLES = {
 }
 
 
-class Measured(Directive):
+class Measured(SphinxDirective):
     """The rows of one operator, layout and number of threads: medians, and the ratio of bnbp's to the floor's."""
 
     required_arguments = 1
@@ -40,9 +53,7 @@ class Measured(Directive):
     }
 
     def run(self) -> list[nodes.Node]:
-        path = FOLDER / self.arguments[0]
-        self.state.document.settings.record_dependencies.add(str(path))
-        content = json.loads(path.read_text())
+        content = self.content_of_file()
         scale, digits = (1e6, 1) if "microseconds" in self.options else (1e3, 2)
 
         def number(seconds: dict[str, dict[str, float]], name: str) -> str:
@@ -67,6 +78,12 @@ class Measured(Directive):
             table.append(self.sum(content["totals"], names, scale))
         return [build(["", *(TITLES[name] for name in names), "floor that applies", "bnbp / floor"], table)]
 
+    def content_of_file(self) -> dict[str, Any]:
+        path = FOLDER / self.arguments[0]
+        self.env.note_dependency(str(path))
+        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        return content
+
     def chosen(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         def fits(row: dict[str, Any]) -> bool:
             point = row.get("point", row)
@@ -83,6 +100,45 @@ class Measured(Directive):
         cells = [f"{seconds[name]['median'] * scale:.0f}" if name in seconds else "" for name in names]
         bound = seconds["bound"]["median"]
         return ["network", *cells, f"{bound * scale:.0f}", f"{seconds['bnbp']['median'] / bound:.2f}"]
+
+
+class MeasuredAgainst(Measured):
+    """The rows in microseconds, minima, with the ratio of bnbp's to a peer's, and the geometric mean of the ratios."""
+
+    required_arguments = 2
+
+    def run(self) -> list[nodes.Node]:
+        content, peer = self.content_of_file(), self.arguments[1]
+        rows = self.chosen(content["rows"])
+        [total] = self.chosen(content["totals"])
+        names = [name for name in TITLES if any(name in row["seconds"] for row in rows)]
+        table = []
+        for row in rows:
+            times = {name: seconds["minimum"] for name, seconds in row["seconds"].items()}
+            cells = (f"{times[name] * 1e6:.1f}" if name in times else "" for name in names)
+            ratio = f"{times['bnbp'] / times[peer]:.2f}" if peer in times else ""
+            table.append(["x".join(map(str, row["point"]["shape"])), *cells, ratio])
+        mean = f"{total['geometric_means'][peer]['minimum']:.2f}"
+        table.append(["geometric mean", *[""] * len(names), mean])
+        return [build(["", *(TITLES[name] for name in names), f"bnbp / {TITLES[peer]}"], table)]
+
+
+class MeasuredPlot(Measured):
+    """What ``bnbp bench --plot`` would have drawn of the rows."""
+
+    option_spec: ClassVar[dict[str, Any]] = {**Measured.option_spec, "alt": directives.unchanged_required}
+
+    def run(self) -> list[nodes.Node]:
+        content = self.content_of_file()
+        rows = self.chosen(content["rows"])
+        chosen = [str(self.options[key]) for key in ("operator", "layout", "threads") if key in self.options]
+        name = "-".join([Path(self.arguments[0]).stem, *chosen])
+        path = Path(self.env.srcdir, "_build", "plots", f"{name}.svg")  # images must be below the pages
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            heading = f"{content['environment']['cpu']}, {content['settings']['dtype']}"
+            plot.draw(file, "svg", report.load({"rows": rows}), heading)
+        return [nodes.image(uri=f"/{path.relative_to(self.env.srcdir).as_posix()}", alt=self.options["alt"])]
 
 
 def build(head: list[str], rows: list[list[str]]) -> nodes.table:
@@ -106,4 +162,6 @@ def build(head: list[str], rows: list[list[str]]) -> nodes.table:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("measured", Measured)
+    app.add_directive("measured-against", MeasuredAgainst)
+    app.add_directive("measured-plot", MeasuredPlot)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

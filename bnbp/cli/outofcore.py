@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 import bnbp
 
-__all__ = ["RESULTS", "NpyFile", "UnreadableError", "check", "compute", "element_type", "steps"]
+from .operators import OUTPUTS
+
+__all__ = ["NpyFile", "UnreadableError", "check", "compute", "element_type", "steps"]
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
@@ -30,16 +32,6 @@ SLAB = 1 << 25
 
 #: The inputs that are gone through in slabs. The others have a value for each channel and are read whole.
 TENSORS = ("input", "normalized_delta")
-
-_DELTAS = ("input_delta", "gamma_delta", "beta_delta")
-
-#: The results of each operator. The first is a tensor; the others have a value for each channel.
-RESULTS = {
-    "training": ("normalized", "batch_mean", "batch_variance"),
-    "training_backprop": _DELTAS,
-    "inference": ("normalized",),
-    "inference_backprop": _DELTAS,
-}
 
 
 # ---------------------------------------------------------------- files
@@ -285,7 +277,7 @@ def compute(
     OSError
         If a result cannot be written.
     """
-    tensor, *others = RESULTS[op]
+    tensor, *others = OUTPUTS[op]
     like = files["input"].like
     _write_header(streams[tensor], like, files["input"].fortran_order)
     batch = Batch(

@@ -1,0 +1,102 @@
+"""The command line. Everything that can go wrong becomes one line on standard error; see :func:`main`.
+
+A file uses only those below it in this list, and of bnbp only what its users may use.
+
+``__init__.py``
+    What the commands are, and what their failures become.
+``info.py``, ``run.py``, ``demo.py``, ``bench.py``
+    The commands: each its options, what it refuses, and what it prints.
+``outofcore.py``
+    The operators on tensors that may be larger than memory, for ``run``.
+``network.py``
+    The network that ``demo`` trains.
+``benchmark/``
+    What ``bench`` measures, and how; a map of its own.
+``operators.py``
+    The operators by name.
+``files.py``
+    New files, written whole or not at all.
+``terminal.py``
+    The console, and failures.
+"""
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+import bnbp
+
+from . import bench, demo, info, run
+from .terminal import Failure, printable
+
+__all__ = ["main"]
+
+
+class Interrupted(BaseException):
+    """Ctrl-C, or a request to end. Not a KeyboardInterrupt, which typer would turn into an exit without a word."""
+
+
+app = typer.Typer(
+    help="Batch normalisation for CPUs, and its gradient.",
+    add_completion=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> int:
+    """Run the command line and return the exit code.
+
+    Returns
+    -------
+    int
+        0; 1 if something is wrong with a file or its data; 2 if the command was not understood.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    try:
+        code = app(prog_name="bnbp", standalone_mode=False)
+        print(end="", flush=True)  # here, where a full disk still gets its one line
+        return int(code or 0)
+    except typer.TyperException as error:
+        return _complain(f"{error.format_message().rstrip('.')}; see bnbp --help", code=2)
+    except Failure as error:
+        return _complain(str(error))
+    except Interrupted:
+        return _complain("interrupted")
+    except OSError as error:  # only the terminal is left: files are handled where they are read and written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again, and complain
+        return _complain(f"cannot write to standard output: {error.strerror}")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise Interrupted
+
+
+def _complain(message: str, code: int = 1) -> int:
+    """Print one line; return the exit code."""
+    print("bnbp:", printable(message), file=sys.stderr)
+    return code
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"bnbp {bnbp.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+for command in (info.info, run.run, demo.demo, bench.bench):
+    app.command()(command)

@@ -1,0 +1,17 @@
+"""``bnbp info``: what this installation is."""
+
+from rich.markup import escape
+
+import bnbp
+
+from .terminal import console, flat
+
+__all__ = ["info"]
+
+
+def info() -> None:
+    """Show the version, the instruction set, OpenMP, and the number of threads with where that number came from."""
+    rows = flat(bnbp.show_config("dicts"))
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        console.print(f"[bold]{escape(name):<{width}}[/bold]  {escape(value)}", soft_wrap=True, highlight=False)

@@ -1,0 +1,170 @@
+"""``bnbp run``: an operator on the arrays of a file, or of a folder of files that may be larger than memory."""
+
+import difflib
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich import box
+from rich.table import Table
+
+import bnbp
+
+from . import outofcore
+from .files import check_output, new_files, write_file
+from .operators import INPUTS, OPTIONAL, OUTPUTS, Operator
+from .terminal import Failure, console, or_fail_to, print_line, progress_bar
+
+__all__ = ["run"]
+
+Arrays = dict[str, Any]
+
+
+def run(
+    file: Annotated[Path, typer.Argument(metavar="FILE.npz|FOLDER", help="Arrays by the operator's input names.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="OUT", help="Where to save the results, by output name.")
+    ],
+    op: Annotated[
+        Operator, typer.Option(metavar="OP", help=f"The operator: {', '.join(Operator)}.")
+    ] = Operator.training_backprop,
+    epsilon: Annotated[float, typer.Option(metavar="E", help="Added to the variance.")] = 1e-5,
+    channel_axis: Annotated[int, typer.Option(metavar="K", help="The axis of the channels; -1 is channels-last.")] = 1,
+    num_threads: Annotated[
+        int | None, typer.Option(metavar="N", help="Upper limit of threads.", show_default="as bnbp info says")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace results that exist.")] = False,
+) -> None:
+    """Run an operator on the arrays of an .npz file, or of a folder of .npy files, and save its results in another.
+
+    The inputs are input, gamma, beta, mean, variance and normalized_delta; training takes the first three and
+    inference the first five, and gamma and beta may be left out (1 and 0). The results are input_delta, gamma_delta and
+    beta_delta; or normalized, with batch_mean and batch_variance in training.
+
+    In a folder the arrays are input.npy, mean.npy and so on, and the tensors may be larger than memory: a small part of
+    each is there at a time. The results may go into the same folder.
+    """
+    options = {"epsilon": epsilon, "channel_axis": channel_axis, "num_threads": num_threads}
+    results = (_run_folder if os.path.isdir(file) else _run_file)(file, output, op, force, options)
+    table = Table("result", "shape", "type", box=box.SIMPLE_HEAD)
+    for name, array in results.items():
+        table.add_row(name, str(array.shape), str(array.dtype))
+    console.print(table)
+    print_line(f"saved in {output}")
+
+
+def _run_file(file: Path, output: Path, op: Operator, force: bool, options: dict[str, Any]) -> Arrays:
+    with suppress(OSError):  # one of them is not there
+        if output.samefile(file):
+            raise typer.BadParameter("it is the input file", param_hint="--output")
+    target = check_output(output, force)
+    with _or_refuse():
+        arrays = _read(file, op)
+        inputs = {name: arrays.get(name) for name in INPUTS[op]}
+        result = getattr(bnbp, f"batch_norm_{op}")(**inputs, **options)
+    results: Arrays = {"normalized": result} if isinstance(result, np.ndarray) else result._asdict()
+    write_file(output, target, force, lambda stream: np.savez(stream, **results))
+    return results
+
+
+def _run_folder(folder: Path, output: Path, op: Operator, force: bool, options: dict[str, Any]) -> Arrays:
+    with ExitStack() as inputs, _or_refuse():
+        _check_output_folder(output, op, force)
+        files = {name: inputs.enter_context(_open_npy(folder / f"{name}.npy")) for name in _npy_names(folder, op)}
+        outofcore.check(op, files, **options)
+        with new_files(output, OUTPUTS[op], force) as streams, progress_bar() as progress:
+            task = progress.add_task(op, total=outofcore.steps(op, files))
+            return outofcore.compute(op, files, streams, lambda: progress.advance(task), **options)
+
+
+def _check_output_folder(output: Path, op: Operator, force: bool) -> None:
+    """Refuse a folder for the results of an operator as :func:`check_output` refuses a file."""
+    action = f"write {output}"
+    with or_fail_to(action):
+        if output.is_dir():
+            for name in OUTPUTS[op]:
+                check_output(output / f"{name}.npy", force)
+        elif os.path.lexists(output):
+            raise Failure(f"cannot {action}: it is not a folder")
+        elif not output.absolute().parent.is_dir():
+            raise Failure(f"cannot {action}: there is no folder {output.parent}")
+
+
+def _read(path: Path, op: Operator) -> Arrays:
+    """The arrays of an .npz file, which must be those that the operator takes."""
+    with or_fail_to(f"read {path}"), path.open("rb") as stream:
+        try:
+            archive = np.load(stream, allow_pickle=False)
+        except OSError:
+            raise
+        except Exception as error:  # NumPy and zipfile have many ways to say it
+            raise Failure(f"cannot read {path}: not an .npz file, or a damaged one") from error
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise Failure(f"cannot read {path}: not an .npz file but a single array (.npy); numpy.savez names arrays")
+        _check_names(path, op, archive.files)
+        return {name: _read_array(path, archive, name) for name in archive.files}
+
+
+def _check_names(path: Path, op: Operator, names: list[str]) -> None:
+    known = INPUTS[op]
+    takes = f"{op} takes {', '.join(known)}"
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f" (is it {close[0]}?)" if close else ""
+            raise Failure(f"{path}: unknown array {name!r}{hint}; {takes}")
+    missing = [name for name in known if name not in names and name not in OPTIONAL]
+    if missing:
+        raise Failure(f"{path}: missing {', '.join(missing)}; {takes} (gamma and beta may be left out)")
+
+
+def _npy_names(folder: Path, op: Operator) -> list[str]:
+    """The inputs that a folder has; results of an earlier run may lie beside them."""
+    with or_fail_to(f"read {folder}"):
+        names = sorted(path.stem for path in folder.iterdir() if path.suffix == ".npy")
+    names = [name for name in names if name not in OUTPUTS[op]]
+    _check_names(folder, op, names)
+    return names
+
+
+@contextmanager
+def _open_npy(path: Path) -> Iterator[outofcore.NpyFile]:
+    with ExitStack() as opened:
+        with or_fail_to(f"read {path}"):
+            if path.exists() and not path.is_file():
+                raise Failure(f"cannot read {path}: it is not an ordinary file")  # a pipe would keep us waiting
+            file = outofcore.NpyFile(str(path), opened.enter_context(path.open("rb")))
+        yield file
+
+
+def _read_array(path: Path, archive: Any, name: str) -> NDArray[Any]:
+    try:
+        with warnings.catch_warnings():  # a damaged header can be strange Python, which is warned of
+            warnings.simplefilter("ignore")
+            array = archive[name]
+    except OSError:
+        raise
+    except Exception as error:  # a damaged array can raise almost anything
+        if "allow_pickle" in str(error):
+            raise Failure(f"{path}: {name} holds Python objects, which are not read") from error
+        raise Failure(f"{path}: cannot read {name}: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise Failure(f"{path}: {name} is not an array")
+    return array.view(outofcore.element_type(f"{path}: {name}", array.dtype))
+
+
+@contextmanager
+def _or_refuse() -> Iterator[None]:
+    """Say what the operator has to say of its arguments, or of the files that they are in."""
+    try:
+        yield
+    except (TypeError, ValueError, outofcore.UnreadableError) as error:  # the operator's own checks name the argument
+        raise Failure(str(error)) from error
+    except MemoryError as error:
+        raise Failure("there is not enough memory") from error
