@@ -359,7 +359,7 @@ cdef void apply_task(const real[:, :, ::1]& x, const real[:, :, ::1]& dy, const 
     cdef lanes in_double
     if real is double:
         apply_rows(x, dy, dx, channels, p, t, normalize, True, in_double)
-    elif all_in_range(channels, 0 if p.unit == p.c else c0, p.c if p.unit == p.c else c1):
+    elif are_in_range(channels, 0 if p.unit == p.c else c0, p.c if p.unit == p.c else c1):
         apply_rows(x, dy, dx, channels, p, t, normalize, True, in_float)
     else:
         t.length = t.last = p.s

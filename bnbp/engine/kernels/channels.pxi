@@ -45,7 +45,7 @@ cdef inline arith on_both_sides(const Channels* ch, int k, Py_ssize_t q, Py_ssiz
         return join(ch.wide[k][q], ch.wide[k][q + 1], border)
 
 
-cdef inline bint all_in_range(const Channels* ch, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+cdef inline bint are_in_range(const Channels* ch, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
     return memchr(ch.in_range + first, 0, last - first) is NULL
 
 

@@ -38,7 +38,3 @@ cdef inline arith value(arith x, arith dy, arith a, arith b, arith c, arith d, b
     if normalize:
         return ((x - a) - b) * c + d          # a + b the mean, c = scale, d = beta
     return ((dy - a) - (x - b) * c) * d       # a = delta_sum / m, b the mean, c = slope, d = scale
-
-
-cdef inline bint in_range(double v) noexcept nogil:
-    return (v == 0) | ((fabs(v) >= 1.1754943508222875e-38) & (fabs(v) <= 3.4028234663852886e+38))

@@ -132,8 +132,6 @@ cdef inline void merge_chunks(Totals* t, const double[:, :, ::1]& partial, const
 cdef inline void set_coefficients(const Channels* ch, Py_ssize_t c, Py_ssize_t count, const double* a, const double* b,
                                   const double* d0, const double* d1, real tag) noexcept nogil:
     """Sets a, b, c and d of some channels."""
-    cdef Py_ssize_t k
-    cdef char[8] fits
     store_few(ch.wide[0] + c, a, count)
     store_few(ch.wide[1] + c, b, count)
     store_few(ch.wide[2] + c, d0, count)
@@ -143,9 +141,7 @@ cdef inline void set_coefficients(const Channels* ch, Py_ssize_t c, Py_ssize_t c
         store_few(ch.narrow[1] + c, b, count)
         store_few(ch.narrow[2] + c, d0, count)
         store_few(ch.narrow[3] + c, d1, count)
-        for k in range(8):
-            fits[k] = in_range(a[k]) & in_range(b[k]) & in_range(d0[k]) & in_range(d1[k])
-        memcpy(ch.in_range + c, fits, count)
+        all_in_range(ch.in_range + c, a, b, d0, d1, count)
 
 
 cdef inline void normalize_with(const bnbp_arguments* a, const Channels* ch, Py_ssize_t c, Py_ssize_t count,
@@ -195,7 +191,7 @@ cdef inline void finish_gradient(const bnbp_arguments* a, const Plan* p, const C
                                  real tag) noexcept nogil:
     """A few channels of a gradient, or of the operator that normalises with given statistics."""
     cdef Totals t
-    cdef double[8] mean, gamma, variance, zero, delta, product, slope, scale, share
+    cdef double[8] mean, gamma, variance, zero, delta, product, gamma_delta, slope, scale, share
     cdef Twofold delta_sum, product_sum, inv_std
     cdef double m = a.count, per_element = 1.0 / m
     cdef Py_ssize_t k
@@ -233,10 +229,12 @@ cdef inline void finish_gradient(const bnbp_arguments* a, const Plan* p, const C
             product_sum.hi = product_sum.hi * inv_std.hi
             slope[k] = product_sum.hi * inv_std.hi * per_element
             share[k] = delta_sum.hi * per_element
-        if m or product[k]:  # the sum of nothing is 0, even where inv_std is infinite
-            product[k] = product_sum.hi
+        gamma_delta[k] = product_sum.hi
+    if m == 0:  # the sum of nothing is 0, even where inv_std is infinite
+        for k in range(8):
+            gamma_delta[k] = gamma_delta[k] if product[k] else 0.0
     if writes:
-        put(a.gamma_delta, c, count, a.parameter_type, product)
+        put(a.gamma_delta, c, count, a.parameter_type, gamma_delta)
         put(a.beta_delta, c, count, a.parameter_type, delta)
     if p.operator == BACKPROP:
         set_coefficients(ch, c, count, share, mean, slope, scale, tag)

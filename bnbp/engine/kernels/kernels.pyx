@@ -113,6 +113,7 @@ cdef extern from "machine.h" nogil:
     bint flag_is_up(const int* flag)
     void raise_flag(int* flag)
     void prefetch(const void* address, size_t size)
+    void all_in_range(char* to, const double* a, const double* b, const double* c, const double* d, Py_ssize_t count)
     void load_few(double* to, const float16* source, Py_ssize_t count)
     void load_few(double* to, const bfloat16* source, Py_ssize_t count)
     void load_few(double* to, const float* source, Py_ssize_t count)

@@ -207,10 +207,7 @@ static inline void widen(float* to, const bfloat16* from) {
 #endif
 }
 static inline void widen(double* to, const float* from) {
-#if defined(__AVX512F__)
-    for (int i = 0; i < 16; i += 8)
-        _mm512_storeu_pd(to + i, _mm512_cvtps_pd(_mm256_loadu_ps(from + i)));
-#elif defined(__AVX__)
+#if defined(__AVX__)
     for (int i = 0; i < 16; i += 4)
         _mm256_storeu_pd(to + i, _mm256_cvtps_pd(_mm_loadu_ps(from + i)));
 #else
@@ -218,18 +215,18 @@ static inline void widen(double* to, const float* from) {
 #endif
 }
 static inline void widen(double* to, const float16* from) {
-#if defined(__AVX512F__)
-    for (int i = 0; i < 16; i += 8)
-        _mm512_storeu_pd(to + i, _mm512_cvtps_pd(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(from + i)))));
+#if defined(__F16C__)
+    for (int i = 0; i < 16; i += 4)
+        _mm256_storeu_pd(to + i, _mm256_cvtps_pd(_mm_cvtph_ps(_mm_loadl_epi64((const __m128i*)(from + i)))));
 #else
     convert(to, from);
 #endif
 }
 static inline void widen(double* to, const bfloat16* from) {
-#if defined(__AVX512F__)
-    for (int i = 0; i < 16; i += 8) {
-        const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)(from + i)));
-        _mm512_storeu_pd(to + i, _mm512_cvtps_pd(_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16))));
+#if defined(__AVX2__)
+    for (int i = 0; i < 16; i += 4) {
+        const __m128i bits = _mm_cvtepu16_epi32(_mm_loadl_epi64((const __m128i*)(from + i)));
+        _mm256_storeu_pd(to + i, _mm256_cvtps_pd(_mm_castsi128_ps(_mm_slli_epi32(bits, 16))));
     }
 #else
     convert(to, from);
@@ -243,10 +240,14 @@ static inline void widen(float* to, const double* from) { convert(to, from); }
 static inline void widen_any(double* to, const float* from) { widen(to, from); }
 static inline void widen_any(double* to, const float16* from) { widen(to, from); }
 static inline void widen_any(double* to, const bfloat16* from) {
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
     const __m256i pairs = _mm256_loadu_si256((const __m256i*)from), top = _mm256_set1_epi32((int)0xffff0000);
-    _mm512_storeu_pd(to, _mm512_cvtps_pd(_mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16))));
-    _mm512_storeu_pd(to + 8, _mm512_cvtps_pd(_mm256_castsi256_ps(_mm256_and_si256(pairs, top))));
+    const __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)),
+                 odd = _mm256_castsi256_ps(_mm256_and_si256(pairs, top));
+    _mm256_storeu_pd(to, _mm256_cvtps_pd(_mm256_castps256_ps128(even)));
+    _mm256_storeu_pd(to + 4, _mm256_cvtps_pd(_mm256_extractf128_ps(even, 1)));
+    _mm256_storeu_pd(to + 8, _mm256_cvtps_pd(_mm256_castps256_ps128(odd)));
+    _mm256_storeu_pd(to + 12, _mm256_cvtps_pd(_mm256_extractf128_ps(odd, 1)));
 #else
     convert_pairs(to, from);
 #endif
@@ -263,7 +264,7 @@ static inline void widen_any(float* to, const bfloat16* from) {
 }
 
 /* The first `count` (1 to 15) of 16 numbers, then zeros; and back. Nothing past them is read or written. */
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX2__)
 static inline __m256i first_of_eight(ptrdiff_t count) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
@@ -298,10 +299,10 @@ static inline void load_part(double* to, const double* from, ptrdiff_t count) {
 #endif
 }
 static inline void widen_part(double* to, const float* from, ptrdiff_t count) {
-#if defined(__AVX512F__)
+#if defined(__AVX512VL__)
     const unsigned mask = (1u << count) - 1;
-    _mm512_storeu_pd(to, _mm512_cvtps_pd(_mm256_maskz_loadu_ps((__mmask8)mask, from)));
-    _mm512_storeu_pd(to + 8, _mm512_cvtps_pd(_mm256_maskz_loadu_ps((__mmask8)(mask >> 8), from + 8)));
+    for (int i = 0; i < 16; i += 4)
+        _mm256_storeu_pd(to + i, _mm256_cvtps_pd(_mm_maskz_loadu_ps((__mmask8)(mask >> i & 15), from + i)));
 #elif defined(__AVX2__)
     for (int i = 0; i < 16; i += 8) {
         const __m256 some = _mm256_maskload_ps(from + i, first_of_eight(count - i));
@@ -390,6 +391,38 @@ template <typename T> static inline void store_few(T* to, const double* from, pt
             if (i < count)
                 to[i] = T(from[i]);
     }
+}
+
+/* Whether 8 numbers are 0 or have a normal float32: a byte for each of the first `count`. */
+static inline void all_in_range(char* to, const double* a, const double* b, const double* c, const double* d,
+                                ptrdiff_t count) {
+    const double* const fields[] = {a, b, c, d};
+    const double least = 0x1p-126, most = 3.4028234663852886e+38;
+    char fits[8];
+#if defined(__AVX512F__)
+    unsigned mask = 0xff;
+    for (const double* field : fields) {
+        const __m512d size = _mm512_abs_pd(_mm512_loadu_pd(field));
+        mask &= _mm512_cmp_pd_mask(size, _mm512_setzero_pd(), _CMP_EQ_OQ) |
+                (_mm512_cmp_pd_mask(size, _mm512_set1_pd(least), _CMP_GE_OQ) &
+                 _mm512_cmp_pd_mask(size, _mm512_set1_pd(most), _CMP_LE_OQ));
+    }
+    const unsigned long long bytes = _pdep_u64(mask, 0x0101010101010101);
+    memcpy(fits, &bytes, 8);
+#else
+    for (int i = 0; i < 8; ++i) {
+        int all = 1;
+        for (const double* field : fields) {
+            const double size = fabs(field[i]);
+            all &= (size == 0) | ((size >= least) & (size <= most));
+        }
+        fits[i] = (char)all;
+    }
+#endif
+    if (count == 8)
+        memcpy(to, fits, 8);
+    else
+        memcpy(to, fits, (size_t)count);
 }
 
 /* 16 numbers in a 16-bit type. */

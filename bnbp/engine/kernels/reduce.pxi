@@ -222,8 +222,9 @@ cdef void reduce_runs(
     cdef const real* dy0 = &dy[n0, c0, s0]
     cdef double[4 * 4 * LANES] memory
     cdef double[4] shift
-    memset(memory, 0, sizeof(memory))
     for c in range(c0, c1, 4):
+        if c1 - c < 4:
+            memset(memory, 0, sizeof(memory))
         for k in range(min(c1 - c, 4)):
             shift[k] = x0[0] if p.operator == TRAINING else channels.mean[c + k]
             reduce_channel(x0, dy0, rows, p.c * p.s, length, far, p.together, shift[k], p.operator == TRAINING,
