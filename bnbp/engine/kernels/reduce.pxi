@@ -217,7 +217,8 @@ cdef void reduce_runs(
     """A chunk of some channels with long runs, one after the other."""
     cdef Py_ssize_t n0 = chunk // p.per_run * p.chunk_rows, s0 = chunk % p.per_run * p.length
     cdef Py_ssize_t rows = min(p.chunk_rows, p.n - n0), length = min(p.s - s0, p.length), c, k
-    cdef Py_ssize_t far = AHEAD // <Py_ssize_t> sizeof(real) if p.far else 0
+    # What is asked for stays in L1 until it is read: as much further on in all the rows.
+    cdef Py_ssize_t far = min(AHEAD, 16384 // rows) // <Py_ssize_t> sizeof(real)
     cdef const real* x0 = &x[n0, c0, s0]
     cdef const real* dy0 = &dy[n0, c0, s0]
     cdef double[4 * 4 * LANES] memory
@@ -350,7 +351,7 @@ cdef void reduce_rows(
         ends = left == 0
         if ends:
             left = TERMS
-        ahead = count * t.pitch if p.far else 0
+        ahead = count * t.pitch if p.far else 2 * LANES
         if statistics:
             reduce_columns(x, x, count, t.pitch, length, ahead, &a, True, row == 0, ends)
         else:
