@@ -143,6 +143,11 @@ cdef extern from "lanes.h" nogil:
         lanes operator*(lanes)
         lanes operator-()
 
+    cppclass quarter:      # and of a quarter of them
+        quarter operator+(quarter)
+        quarter operator-(quarter)
+        quarter operator*(quarter)
+
     cppclass float_lanes:  # the same of float32
         float_lanes operator+(float_lanes)
         float_lanes operator-(float_lanes)
@@ -157,6 +162,7 @@ cdef extern from "lanes.h" nogil:
 ctypedef fused number:     # what sums are made of
     double
     lanes
+    quarter
 
 ctypedef fused arith:      # what `apply` computes in
     float_lanes
@@ -172,6 +178,17 @@ cdef extern from "lanes.h" nogil:
     lanes minus(const lanes& a, const lanes& b, double one)
     lanes product_error(const lanes& a, const lanes& b, const lanes& p)
     lanes plus_exact_product(const lanes& a, const lanes& b, const lanes& c)
+    quarter plus(const quarter& a, const quarter& b, double one)
+    quarter minus(const quarter& a, const quarter& b, double one)
+    quarter product_error(const quarter& a, const quarter& b, const quarter& p)
+    quarter plus_exact_product(const quarter& a, const quarter& b, const quarter& c)
+    quarter& quarter_of(lanes& source, int k)
+    quarter first_of(const quarter& source, Py_ssize_t count)
+    void load_quarter(quarter& to, const float16* source, Py_ssize_t count)
+    void load_quarter(quarter& to, const bfloat16* source, Py_ssize_t count)
+    void load_quarter(quarter& to, const float* source, Py_ssize_t count)
+    void load_quarter(quarter& to, const double* source, Py_ssize_t count)
+    void half_sum(double* to, const lanes& source)
     lanes first_of(const lanes& source, Py_ssize_t count)
     lanes first_of_pairs(const lanes& source, Py_ssize_t count)
     lanes join(double left, double right, Py_ssize_t border)

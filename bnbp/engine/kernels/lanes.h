@@ -47,6 +47,7 @@ template <> struct pack<float, width<float>> {
 /* What the kernels take at a time: LANES numbers. */
 typedef pack<double, 16> lanes;
 typedef pack<float, 16> float_lanes;
+typedef pack<double, 4> quarter;
 
 /* The sums of LANES accumulators: of float64 with what was rounded off, of others with what was put aside. */
 struct LaneSums {
@@ -194,6 +195,40 @@ BNBP_INLINE lanes first_of_pairs(const lanes& p, ptrdiff_t count) {
     return {first_of(p.low, (count + 1) / 2), first_of(p.high, count / 2)};
 }
 
+/* A quarter of the lanes, to be changed in place; `k` is a constant. */
+BNBP_INLINE quarter& quarter_of(lanes& p, int k) {
+    auto& half = k < 2 ? p.low : p.high;
+    return k % 2 ? half.high : half.low;
+}
+BNBP_INLINE const quarter& quarter_of(const lanes& p, int k) { return quarter_of(const_cast<lanes&>(p), k); }
+
+/* The first `count` (1 to 4) of four numbers of a tensor, and 0 for the others. */
+template <typename T> BNBP_INLINE void load_quarter(quarter& p, const T* from, ptrdiff_t count) {
+#if defined(__AVX512VL__)
+    if constexpr (sizeof(T) == 4) {
+        p.at = _mm256_cvtps_pd(_mm_maskz_loadu_ps((__mmask8)((1u << count) - 1), (const float*)from));
+        return;
+    } else if constexpr (sizeof(T) == 8) {
+        p.at = _mm256_maskz_loadu_pd((__mmask8)((1u << count) - 1), (const double*)from);
+        return;
+    }
+#elif defined(__AVX2__)
+    if constexpr (sizeof(T) == 4) {
+        const __m128i half = _mm_cmpgt_epi32(_mm_set1_epi32((int)count), _mm_setr_epi32(0, 1, 2, 3));
+        p.at = _mm256_cvtps_pd(_mm_maskload_ps((const float*)from, half));
+        return;
+    } else if constexpr (sizeof(T) == 8) {
+        p.at = _mm256_maskload_pd((const double*)from, first_of_four(count));
+        return;
+    }
+#endif
+    double x[4] = {0, 0, 0, 0};
+    for (int i = 0; i < 4; ++i)
+        if (i < count)
+            x[i] = from[i];
+    load(p, x);
+}
+
 /* The first `border` numbers of one pack, the others from another. */
 template <typename T> BNBP_INLINE pack<T, 16> join(T left, T right, ptrdiff_t border) {
     T x[16];
@@ -206,45 +241,24 @@ template <typename T> BNBP_INLINE pack<T, 16> join(T left, T right, ptrdiff_t bo
 
 /* ---- the sum, in halves: 16 to 8 to 4 to 2 to 1 */
 
-#if defined(__AVX2__)
-template <int N> BNBP_INLINE __m256d to_four(const pack<double, N>& p) {
-    if constexpr (N > 4) {
-        return to_four(p.low + p.high);
-    } else {
-        return p.at;
-    }
+/* The sum of the lanes in two steps: first for each channel, then for four channels side by side. */
+BNBP_INLINE void half_sum(double* to, const lanes& p) {
+    const pack<double, 8> half = p.low + p.high;
+    store(to, half.low + half.high);
 }
-#else
-template <int N> BNBP_INLINE double sum(const pack<double, N>& p) {
-    if constexpr (N == width<double>) {
-        double x[N];
-        store(x, p);
-        return N == 1 ? x[0] : x[0] + x[N - 1];
-    } else {
-        return sum(p.low + p.high);
-    }
-}
-#endif
-
-/* The sums of four packs of LANES, which are `apart` numbers from each other. */
 BNBP_INLINE void sum_of_four(double* to, const double* from, ptrdiff_t apart) {
-    lanes p;
 #if defined(__AVX2__)
     __m256d four[4];
-    for (int i = 0; i < 4; ++i) {
-        load(p, from + i * apart);
-        four[i] = to_four(p);
-    }
+    for (int i = 0; i < 4; ++i)
+        four[i] = _mm256_loadu_pd(from + i * apart);
     const __m256d even = _mm256_add_pd(_mm256_permute2f128_pd(four[0], four[2], 0x20),
                                        _mm256_permute2f128_pd(four[0], four[2], 0x31));
     const __m256d odd = _mm256_add_pd(_mm256_permute2f128_pd(four[1], four[3], 0x20),
                                       _mm256_permute2f128_pd(four[1], four[3], 0x31));
     _mm256_storeu_pd(to, _mm256_hadd_pd(even, odd));
 #else
-    for (int i = 0; i < 4; ++i) {
-        load(p, from + i * apart);
-        to[i] = sum(p);
-    }
+    for (int i = 0; i < 4; ++i, from += apart)
+        to[i] = (from[0] + from[2]) + (from[1] + from[3]);
 #endif
 }
 

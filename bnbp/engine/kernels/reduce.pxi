@@ -32,6 +32,40 @@ cdef inline void add_lanes(const real* x, const real* dy, Py_ssize_t count, bint
              real is float16 and not statistics, unit, <real> 0)
 
 
+cdef inline void add_quarter(const real* x, const real* dy, Py_ssize_t count, int k, const lanes* shift, LaneSums* sums,
+                             bint statistics, double unit) noexcept nogil:
+    """Adds the lanes of quarter `k` to their sums, or the first `count` of these."""
+    cdef quarter centered, rounded_off, delta, mean = quarter_of((<lanes*> shift)[0], k)
+    load_quarter(centered, x + 4 * k, count)
+    if real is double:
+        centered = two_sum_of(centered, mean, &rounded_off, unit)
+        rounded_off = first_of(rounded_off, count)
+    else:
+        centered = centered + mean
+    centered = first_of(centered, count)  # there is no deviation where there is no element
+    if not statistics:
+        load_quarter(delta, dy + 4 * k, count)
+    add_term(&quarter_of(sums.delta, k), &quarter_of(sums.delta_lo, k), &quarter_of(sums.product, k),
+             &quarter_of(sums.product_lo, k), delta, centered, rounded_off, statistics,
+             real is float16 and not statistics, unit, <real> 0)
+
+
+cdef inline void add_rest(const real* x, const real* dy, Py_ssize_t count, bint each, const lanes* shift,
+                          LaneSums* sums, bint statistics, double unit) noexcept nogil:
+    """Adds less than the lanes, a quarter at a time: 49 elements are three times the lanes and one."""
+    if real is bfloat16:
+        if not each:
+            add_lanes(x, dy, count, each, shift, sums, statistics, unit)
+            return
+    add_quarter(x, dy, min(count, 4), 0, shift, sums, statistics, unit)
+    if count > 4:
+        add_quarter(x, dy, min(count - 4, 4), 1, shift, sums, statistics, unit)
+    if count > 8:
+        add_quarter(x, dy, min(count - 8, 4), 2, shift, sums, statistics, unit)
+    if count > 12:
+        add_quarter(x, dy, min(count - 12, 4), 3, shift, sums, statistics, unit)
+
+
 cdef inline void look_ahead(const real* x, const real* dy, Py_ssize_t ahead, bint both) noexcept nogil:
     """Asks for the LANES elements that come `ahead` elements later, if that is not 0."""
     if ahead:
@@ -54,13 +88,6 @@ cdef inline void put_aside(LaneSums* sums, real tag) noexcept nogil:
         sums.product_lo = sums.product_lo + sums.product
         fill(sums.delta, 0.0)
         fill(sums.product, 0.0)
-
-
-cdef inline void put_together(LaneSums* sums, real tag) noexcept nogil:
-    """What was put aside and what was added since."""
-    if real is not double:
-        sums.delta = sums.delta_lo + sums.delta
-        sums.product = sums.product_lo + sums.product
 
 
 cdef inline void load_sums(LaneSums* sums, const double* memory, real tag) noexcept nogil:
@@ -115,7 +142,7 @@ cdef inline void reduce_part(const real* x, const real* dy, Py_ssize_t count, Py
         look_ahead(x + i, dy + i, ahead, not statistics)
         add_lanes(x + i, dy + i, LANES, False, shift, sums, statistics, unit)
     if whole_lanes < count:
-        add_lanes(x + whole_lanes, dy + whole_lanes, count - whole_lanes, False, shift, sums, statistics, unit)
+        add_rest(x + whole_lanes, dy + whole_lanes, count - whole_lanes, False, shift, sums, statistics, unit)
 
 
 cdef inline void reduce_block_as(const real* x, const real* dy, Py_ssize_t count, Py_ssize_t ahead, double mean,
@@ -142,47 +169,62 @@ cdef void reduce_block(const real* x, const real* dy, Py_ssize_t count, Py_ssize
         reduce_block_as(x, dy, count, ahead, mean, False, ends, memory)
 
 
-cdef inline void reduce_channel_as(const real* x, const real* dy, Py_ssize_t rows, Py_ssize_t pitch, Py_ssize_t count,
-                                   Py_ssize_t ahead, Py_ssize_t together, double mean, bint statistics, double* memory
-                                   ) noexcept nogil:
+cdef inline void keep_sums(double* memory, const LaneSums* sums, real tag) noexcept nogil:
+    """What `fold_channels` makes the sums of a channel of: all lanes of float64, of others a quarter."""
+    if real is double:
+        store_sums(memory, sums, True, tag)
+    else:
+        half_sum(memory, sums.delta_lo + sums.delta)
+        half_sum(memory + LANES, sums.product_lo + sums.product)
+
+
+cdef inline void reduce_channels_as(const real* x, const real* dy, Py_ssize_t rows, Py_ssize_t pitch, Py_ssize_t count,
+                                    Py_ssize_t ahead, Py_ssize_t step, Py_ssize_t together, Py_ssize_t channels,
+                                    const double* mean, bint statistics, double* memory) noexcept nogil:
     cdef LaneSums sums
     cdef lanes shift
-    cdef Py_ssize_t row, i, left = together
+    cdef Py_ssize_t q, row, i, at, left
     cdef double unit = one()
-    fill(shift, -mean)
-    clear_sums(&sums)
-    for row in range(rows):
-        i = 0
-        while count - i > PIECE:
-            reduce_part(x + i, dy + i, PIECE, ahead, &shift, &sums, statistics, unit)
-            put_aside(&sums, <real> 0)
-            i += PIECE
-        reduce_part(x + i, dy + i, count - i, ahead, &shift, &sums, statistics, unit)
-        x += pitch
-        dy += pitch
-        left -= 1
-        if left == 0:
-            left = together
-            put_aside(&sums, <real> 0)
-    put_together(&sums, <real> 0)
-    store_sums(memory, &sums, False, <real> 0)
+    for q in range(channels):
+        fill(shift, -mean[q])
+        clear_sums(&sums)
+        left = together
+        at = q * step
+        for row in range(rows):
+            i = 0
+            while count - i > PIECE:
+                reduce_part(x + at + i, dy + at + i, PIECE, ahead, &shift, &sums, statistics, unit)
+                put_aside(&sums, <real> 0)
+                i += PIECE
+            reduce_part(x + at + i, dy + at + i, count - i, ahead, &shift, &sums, statistics, unit)
+            at += pitch
+            left -= 1
+            if left == 0:
+                left = together
+                put_aside(&sums, <real> 0)
+        keep_sums(memory + q * 4 * LANES, &sums, <real> 0)
 
 
-cdef void reduce_channel(const real* x, const real* dy, Py_ssize_t rows, Py_ssize_t pitch, Py_ssize_t count,
-                         Py_ssize_t ahead, Py_ssize_t together, double mean, bint statistics, double* memory
-                         ) noexcept nogil:
-    """The lanes' sums of a channel's runs in a chunk, in registers from start to end."""
+cdef void reduce_channels(
+    const real* x,          # IN  (rows, channels, count), with a pitch and a step
+    const real* dy,         # IN
+    Py_ssize_t rows, Py_ssize_t pitch, Py_ssize_t count, Py_ssize_t ahead, Py_ssize_t step, Py_ssize_t together,
+    Py_ssize_t channels,
+    const double* mean,     # IN  (channels)
+    bint statistics,
+    double* memory,         # OUT (channels, 4, LANES)
+) noexcept nogil:
+    """The sums of a few channels in a chunk, each in registers from start to end."""
     if statistics:
-        reduce_channel_as(x, x, rows, pitch, count, ahead, together, mean, True, memory)
+        reduce_channels_as(x, x, rows, pitch, count, ahead, step, together, channels, mean, True, memory)
     else:
-        reduce_channel_as(x, dy, rows, pitch, count, ahead, together, mean, False, memory)
+        reduce_channels_as(x, dy, rows, pitch, count, ahead, step, together, channels, mean, False, memory)
 
 
 cdef inline void collect(double* memory, real tag) noexcept nogil:
     cdef LaneSums sums
     load_sums(&sums, memory, tag)
-    put_together(&sums, tag)
-    store_sums(memory, &sums, False, tag)
+    keep_sums(memory, &sums, tag)
 
 
 cdef inline void fold_channels(double* memory, Py_ssize_t count, double[:, :, ::1]& partial, const Plan* p,
@@ -216,7 +258,7 @@ cdef void reduce_runs(
 ) noexcept nogil:
     """A chunk of some channels with long runs, one after the other."""
     cdef Py_ssize_t n0 = chunk // p.per_run * p.chunk_rows, s0 = chunk % p.per_run * p.length
-    cdef Py_ssize_t rows = min(p.chunk_rows, p.n - n0), length = min(p.s - s0, p.length), c, k
+    cdef Py_ssize_t rows = min(p.chunk_rows, p.n - n0), length = min(p.s - s0, p.length), c, k, count
     # What is asked for stays in L1 until it is read: as much further on in all the rows.
     cdef Py_ssize_t far = min(AHEAD, 16384 // rows) // <Py_ssize_t> sizeof(real)
     cdef const real* x0 = &x[n0, c0, s0]
@@ -226,13 +268,14 @@ cdef void reduce_runs(
     for c in range(c0, c1, 4):
         if c1 - c < 4:
             memset(memory, 0, sizeof(memory))
-        for k in range(min(c1 - c, 4)):
-            shift[k] = x0[0] if p.operator == TRAINING else channels.mean[c + k]
-            reduce_channel(x0, dy0, rows, p.c * p.s, length, far, p.together, shift[k], p.operator == TRAINING,
-                           memory + k * 4 * LANES)
-            x0 += p.s
-            dy0 += p.s
-        fold_channels(memory, min(c1 - c, 4), partial, p, chunk, c, shift, <real> 0)
+        count = min(c1 - c, 4)
+        for k in range(count):
+            shift[k] = x0[k * p.s] if p.operator == TRAINING else channels.mean[c + k]
+        reduce_channels(x0, dy0, rows, p.c * p.s, length, far, p.s, p.together, count, shift, p.operator == TRAINING,
+                        memory)
+        fold_channels(memory, count, partial, p, chunk, c, shift, <real> 0)
+        x0 += 4 * p.s
+        dy0 += 4 * p.s
 
 
 # ---- short runs: an accumulator for each position of a row
@@ -309,7 +352,7 @@ cdef inline void reduce_columns(
         else:
             for row in range(rows):
                 at = row * pitch + i
-                add_lanes(x + at, dy + at, some, True, &shift, &sums, statistics, unit)
+                add_rest(x + at, dy + at, some, True, &shift, &sums, statistics, unit)
         end_columns(&sums, a, i, ends, <real> 0)
         i += LANES
 
