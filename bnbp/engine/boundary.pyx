@@ -149,7 +149,7 @@ method.ml_doc = NULL
 
 
 def function_of(str name, result):
-    """The function that calls an operator: `f(*inputs, epsilon, channel_axis, output_mask, out, num_threads, count=-)`.
+    """What calls an operator: `f(*inputs, epsilon, channel_axis, output_mask, out, num_threads[, count])`.
 
     It returns `result`, a named tuple, of the outputs. If that is None, it returns the first output.
     """
