@@ -59,17 +59,15 @@ struct Extent {
 
 private:
     static bool is_within_reach(const View& view) {
-        std::int64_t room = std::numeric_limits<std::int64_t>::max() / 4;
-        bool within = true;
-        for_each_axis(view, [&](std::int64_t length, std::int64_t stride) {
-            const std::int64_t most = length - 1;
-            if (!within || (most > 0 && (stride > room / most || stride < -(room / most)))) {
-                within = false;
-                return;
+        std::int64_t room = std::numeric_limits<std::int64_t>::max() / 4, step = item_size(view.element_type);
+        for (std::size_t axis = view.rank; axis-- > 0; step *= view.shape[axis]) {
+            const std::int64_t most = view.shape[axis] - 1, stride = view.has_strides() ? view.strides[axis] : step;
+            if (most > 0 && (stride > room / most || stride < -(room / most))) {
+                return false;
             }
             room -= most * (most > 0 ? std::abs(stride) : 0);
-        });
-        return within;
+        }
+        return true;
     }
 };
 
@@ -140,14 +138,16 @@ private:
 
     std::int64_t add(const View& view, std::int64_t& reach) {
         std::int64_t low = static_cast<std::int64_t>(reinterpret_cast<std::intptr_t>(view.data));
-        for_each_axis(view, [&](std::int64_t length, std::int64_t stride) {
-            const std::int64_t most = length - 1, step = most ? std::abs(stride) : 0;
-            low += std::min<std::int64_t>(stride, 0) * most;
+        Short<std::int64_t> strides;
+        strides_of(view, strides);
+        for (std::size_t axis = 0; axis < view.rank; ++axis) {
+            const std::int64_t most = view.shape[axis] - 1, step = most ? std::abs(strides[axis]) : 0;
+            low += std::min<std::int64_t>(strides[axis], 0) * most;
             reach += step * most;
             if (step * most != 0) {
                 terms_.push_back({step, most, 0, 0});
             }
-        });
+        }
         terms_.push_back({1, item_size(view.element_type) - 1, 0, 0});
         reach += terms_.back().most;
         return low;

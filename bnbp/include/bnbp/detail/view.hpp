@@ -148,14 +148,6 @@ inline bool is_same_shape(const View& a, const View& b) {
     return a.rank == b.rank && std::equal(a.shape, a.shape + a.rank, b.shape);
 }
 
-/// Calls `visit(length, stride)` for each axis, the innermost first.
-template <typename Visit> inline void for_each_axis(const View& view, Visit visit) {
-    std::int64_t step = item_size(view.element_type);
-    for (std::size_t axis = view.rank; axis-- > 0; step *= view.shape[axis]) {
-        visit(view.shape[axis], view.has_strides() ? view.strides[axis] : step);
-    }
-}
-
 /// The strides of all axes, written out.
 inline void strides_of(const View& view, Short<std::int64_t>& strides) {
     for (std::size_t axis = 0; axis < view.rank; ++axis) {
