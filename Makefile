@@ -5,8 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # What the installation is made from; Python files are used where they lie.
-SOURCES := setup.py pyproject.toml $(wildcard $(addprefix bnbp/,*.pxd include/bnbp/* engine/*.pyx engine/*.h engine/kernels/*.p* \
-	engine/kernels/*.h))
+SOURCES := setup.py pyproject.toml $(wildcard $(addprefix bnbp/,*.pxd include/bnbp/*.h* include/bnbp/detail/* engine/*.pyx engine/*.h \
+	engine/kernels/*.p* engine/kernels/*.h))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-parallel sanitize bench wheel wheel-check docs lint format clean
@@ -80,7 +80,7 @@ clean: ## remove what the other targets made
 	rm -rf $(VENV) build dist *.egg-info docs/_build
 	find bnbp -name "*.so" -o -name "*.c" -o -name "*.cpp" | xargs rm -f
 
-CPP := $(wildcard bnbp/engine/*.h bnbp/engine/kernels/*.h bnbp/include/bnbp/* tests/cpp/* docs/examples/*.cpp)
+CPP := $(wildcard bnbp/engine/*.h bnbp/engine/kernels/*.h bnbp/include/bnbp/*.h* bnbp/include/bnbp/detail/* tests/cpp/* docs/examples/*.cpp)
 
 # The package itself, compiled, and then what one of its extras asks for.
 $(VENV)/.core: $(SOURCES) | $(BIN)/python

@@ -156,7 +156,8 @@ core, pool, *generated, shared = cythonize(
 )
 
 shared.language = "c++"  # to be linked as the others are: the C linker of some Pythons leaves a folder of theirs in it
-pool.include_dirs.append(numpy.get_include())
+for module in (core, pool):
+    module.include_dirs.append(numpy.get_include())
 
 setup(
     ext_modules=[shared, core, pool, *(level for each in generated for level in levels_of(each))],

@@ -74,6 +74,8 @@ def test_cpp_gets_the_errors_of_python(caller):
         "type": "gamma: expected float64, the type of input, got float32",
         "shape": "mean: expected shape (2,) for the 2 channels of input (3, 2, 2), got (1,)",
         "count": "BatchNormInference: expected 5 inputs, got 4",
+        "many": "BatchNormInference: expected 5 inputs, got 40",
+        "many outputs": "BatchNormInference: expected 1 outputs, got 40",
         "outputs": "BatchNormInference: expected 1 outputs, got 2",
         "read-only": "out[0] (normalized): expected memory that can be written to, got read-only memory",
         "null": "out[0] (normalized): expected data, got a null pointer",

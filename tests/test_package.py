@@ -64,6 +64,8 @@ def test_the_headers_and_the_type_marker_are_installed():
         "kernels.pxd",
         "include/bnbp/batch_norm.hpp",
         "include/bnbp/kernels.h",
+        "include/bnbp/tensor.hpp",
+        *(f"include/bnbp/detail/{part}.hpp" for part in ("call", "layout", "overlap", "signature", "view")),
     ):
         assert (PACKAGE / name).is_file(), name
     assert Path(bnbp.get_include()) == PACKAGE / "include"

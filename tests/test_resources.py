@@ -80,7 +80,9 @@ print(least)
 def test_every_request_for_memory_may_fail_and_nothing_leaks(allocator, limit, failing_malloc):
     """Of the operators; `merge_statistics` is Python, which leaks and, as version 3.12.1, crashes by itself."""
     code = FAILURES.replace("LIMIT", str(limit))
-    assert int(python(code, PYTHONMALLOC=allocator, LD_PRELOAD=failing_malloc)) >= 5
+    # Besides Python's objects, which pymalloc finds room for, a small call asks for nothing but the kernels' workspace.
+    least = {"malloc": 5, "pymalloc": 1}[allocator]
+    assert int(python(code, PYTHONMALLOC=allocator, LD_PRELOAD=failing_malloc)) >= least
 
 
 @pytest.fixture(scope="module")

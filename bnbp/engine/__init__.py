@@ -3,7 +3,7 @@
 A call goes down this list:
 
 ``boundary``
-    Python objects on one side, the C++ operators (``include/bnbp/batch_norm.hpp``, where the rules are) on the other.
+    Python objects on one side, the C++ operators (``include/bnbp/detail/call.hpp``, where the rules are) on the other.
 ``pool``
     Memory of large results, kept for the next ones.
 ``isa``, ``threads``

@@ -1,4 +1,4 @@
-/* What the boundary needs of the process and Cython has no words for: exceptions, the CPU, buffers, signals, forks.
+/* What the boundary needs of the process and Cython has no words for: exceptions, the CPU, operators, signals, forks.
 
    For boundary.pyx alone, after Python.h. */
 #ifndef BNBP_BOUNDARY_H
@@ -7,6 +7,7 @@
 #include "bnbp/batch_norm.hpp"
 
 #include <exception>
+#include <initializer_list>
 #include <new>
 
 #include <string.h>
@@ -76,15 +77,21 @@ struct DLTensor {
 };
 enum { DL_UINT = 1, DL_BFLOAT = 4 };
 
-// The buffers of one call, given back when it ends, however it ends.
-struct Buffers {
-    Py_buffer views[11]; // eight inputs and three outputs
-    int count = 0;
-    ~Buffers() {
-        while (count > 0)
-            PyBuffer_Release(&views[--count]);
-    }
-};
+// The operator of this name, or null.
+static const bnbp::detail::Signature* signature_of(const char* name) {
+    using namespace bnbp::detail;
+    for (const Signature* signature :
+         {&training_signature(), &training_statistics_signature(), &training_backprop_signature(),
+          &training_backprop_reduce_signature(), &training_backprop_apply_signature(), &inference_signature(),
+          &inference_backprop_signature()})
+        if (!strcmp(signature->name, name))
+            return signature;
+    return nullptr;
+}
+
+static const char* input_name(const bnbp::detail::Signature* signature, Py_ssize_t k) {
+    return bnbp::detail::spec_of(signature->inputs[k]).name;
+}
 
 // From `begin` to the end of one of these, the kernels heed signals if this is Python's main thread.
 struct Patience {

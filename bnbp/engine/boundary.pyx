@@ -1,8 +1,11 @@
 """The boundary: Python objects on one side, the C++ operators and the kernels on the other.
 
-Objects become arrays, arrays become `Tensor`s; the operator class checks them and says what the outputs are; those are
-taken from `out` or allocated; and the operator is evaluated without the GIL. No rule about values, types, shapes or
-memory is stated here, only what concerns Python objects.
+Objects become arrays, and arrays become the `View`s of a `Call`, which checks them and says what the outputs are; those
+are taken from `out` or allocated, checked, and computed without the GIL. No rule about values, types, shapes or memory
+is stated here, only what concerns Python objects.
+
+The way of a call with arrays asks for no memory but that of its results. Where it takes a shortcut, the long way is the
+rule: `type(value) is float` spares what `epsilon_of` does for anything else.
 """
 
 import operator
@@ -15,22 +18,38 @@ from bnbp.engine import pool
 from bnbp.engine.isa import load_kernels
 from bnbp.engine.threads import default_num_threads, openmp_num_threads
 
-from cpython.buffer cimport PyBUF_STRIDES, PyBuffer_IsContiguous, PyObject_GetBuffer
+from cpython.float cimport PyFloat_AsDouble
+from cpython.list cimport PyList_GetItem, PyList_Size
 from cpython.pycapsule cimport PyCapsule_GetPointer
+from cpython.ref cimport PyObject
+from cpython.tuple cimport PyTuple_GetItem, PyTuple_Size
 from libc.limits cimport INT_MAX
 from libc.stdint cimport int64_t
 from libcpp cimport bool as cbool
-from libcpp.memory cimport unique_ptr
-from libcpp.string cimport string
-from libcpp.vector cimport vector
 
 from bnbp.kernels cimport BNBP_KERNELS_CAPSULE, bnbp_kernels
+
+
+cdef extern from "Python.h":
+    ctypedef PyObject* (*PyCFunction)(PyObject*, PyObject*)
+
+    ctypedef struct PyMethodDef:
+        const char* ml_name
+        PyCFunction ml_meth
+        int ml_flags
+        const char* ml_doc
+
+    const int METH_FASTCALL
+    object PyCFunction_New(PyMethodDef* method, object self)
+    long long PyLong_AsLongLongAndOverflow(object value, int* overflow) except? -1
 
 
 cdef extern from "boundary.h" nogil:
     void raise_python()
     int cpu_supports(const char* level)
     Py_ssize_t l2_cache_size()
+    const Signature* signature_of(const char* name)
+    const char* input_name(const Signature* signature, Py_ssize_t k)
 
     struct DLTensor:
         unsigned char code
@@ -46,10 +65,6 @@ cdef extern from "boundary.h" nogil:
     cppclass Patience:
         void begin()
 
-    cppclass Buffers:
-        Py_buffer* views
-        int count
-
 
 cdef extern from "bnbp/batch_norm.hpp" namespace "bnbp" nogil:
     enum class ElementType:
@@ -59,127 +74,165 @@ cdef extern from "bnbp/batch_norm.hpp" namespace "bnbp" nogil:
         f64
         other
 
-    cppclass Tensor:
-        ElementType element_type
-        vector[int64_t] shape
-        void* data
-        vector[int64_t] strides
-        cbool writable
-        string type_name
-
     void set_kernels(bnbp_kernels* table) except +raise_python
 
 
-cdef extern from "bnbp/batch_norm.hpp" namespace "bnbp::op" nogil:
-    cppclass BatchNormBase:
-        vector[Tensor] validate_and_infer_types(const vector[Tensor]& inputs) except +raise_python
-        void evaluate(const vector[Tensor]& outputs, const vector[Tensor]& inputs, int num_threads) except +raise_python
+cdef extern from "bnbp/detail/call.hpp" namespace "bnbp::detail" nogil:
+    cppclass View:
+        pass
 
-    cppclass BatchNormTraining(BatchNormBase):
-        BatchNormTraining(double epsilon, int64_t channel_axis) except +raise_python
+    cppclass Signature:
+        Py_ssize_t input_count
+        Py_ssize_t output_count
 
-    cppclass BatchNormTrainingBackprop(BatchNormBase):
-        BatchNormTrainingBackprop(double epsilon, int64_t channel_axis) except +raise_python
+    cppclass Attributes:
+        const Signature* signature
+        int64_t channel_axis
+        void set_epsilon(double value) except +raise_python
+        void set_count(int64_t value) except +raise_python
 
-    cppclass BatchNormTrainingStatistics(BatchNormBase):
-        BatchNormTrainingStatistics(int64_t channel_axis) except +raise_python
-
-    cppclass BatchNormTrainingBackpropReduce(BatchNormBase):
-        BatchNormTrainingBackpropReduce(int64_t channel_axis) except +raise_python
-
-    cppclass BatchNormTrainingBackpropApply(BatchNormBase):
-        BatchNormTrainingBackpropApply(int64_t count, double epsilon, int64_t channel_axis) except +raise_python
-
-    cppclass BatchNormInference(BatchNormBase):
-        BatchNormInference(double epsilon, int64_t channel_axis) except +raise_python
-
-    cppclass BatchNormInferenceBackprop(BatchNormBase):
-        BatchNormInferenceBackprop(double epsilon, int64_t channel_axis) except +raise_python
+    cppclass Call:
+        Attributes attributes
+        void check_inputs(const View* inputs, Py_ssize_t count) except +raise_python
+        int64_t channels()
+        cbool is_tensor(Py_ssize_t k)
+        ElementType output_type(Py_ssize_t k)
+        void check_outputs(const View* outputs, Py_ssize_t count) except +raise_python
+        void run(const bnbp_kernels* kernels, int num_threads) except +raise_python
 
 
-cdef object ndarray = np.ndarray, empty = np.empty, empty_like = np.empty_like
+cdef extern from "arrays.h":
+    int import_numpy() except -1
+    bint is_array(PyObject* value) noexcept
+    ElementType known_type(PyObject* array) noexcept
+    void remember_bfloat16(PyObject* array) noexcept
+    Py_ssize_t size_of(PyObject* array) noexcept
+    Py_ssize_t bytes_of(PyObject* array) noexcept
+    object new_tensor(PyObject* like)
+    object new_vector(Py_ssize_t length, ElementType type, PyObject* like)
+    object named_tuple(object type, PyObject** items, Py_ssize_t count)
+
+    cppclass Operands:
+        View* inputs
+        View* outputs
+        PyObject** arrays
+        PyObject** results
+        void hold_input(Py_ssize_t k, PyObject* array)
+        void hold_result(Py_ssize_t k, PyObject* array)
+        int describe(View& view, PyObject* array, ElementType type) except -1
+        int describe_other(View& view, PyObject* array, const char* type_name) except -1
+
+
+import_numpy()
+
+cdef object ndarray = np.ndarray
 cdef object float16 = np.dtype(np.float16), float32 = np.dtype(np.float32), float64 = np.dtype(np.float64)
 cdef Py_ssize_t POOLED = 1 << 20  # bytes from which a result's memory is kept for the next; smaller ones malloc reuses
 cdef tuple TENSORS = ("input", "normalized_delta"), SUMS = ("delta_sum", "delta_centered_sum")
-cdef tuple _BACKPROP = ("input", "gamma", "beta", "mean", "variance", "normalized_delta")
-cdef dict INPUT_NAMES = {
-    "BatchNormTraining": _BACKPROP[:3],
-    "BatchNormTrainingStatistics": _BACKPROP[:1],
-    "BatchNormTrainingBackprop": _BACKPROP,
-    "BatchNormTrainingBackpropReduce": ("input", "mean", "normalized_delta"),
-    "BatchNormTrainingBackpropApply": _BACKPROP + SUMS,
-    "BatchNormInference": _BACKPROP[:5],
-    "BatchNormInferenceBackprop": _BACKPROP,
-}
 
 
-def run(str name, tuple inputs, epsilon, channel_axis, output_mask, out, num_threads, count=0):
-    """The outputs of the operator `name`, as a list."""
-    cdef unique_ptr[BatchNormBase] op
-    cdef vector[Tensor] tensors, inferred, outputs
-    cdef Buffers buffers
+# ---------------------------------------------------------------- a call
+
+cdef class Operator:
+    """What the calls of an operator have in common."""
+    cdef const Signature* signature
+    cdef tuple names
+    cdef object result  # the named tuple of the outputs; None for an operator with one output
+    cdef bint counts    # whether the result starts with the number of a channel's elements
+
+
+cdef PyMethodDef method
+method.ml_name = "operator"
+method.ml_meth = <PyCFunction> <void*> call
+method.ml_flags = METH_FASTCALL  # Cython's own functions would be given a tuple: the limited API has no better for them
+method.ml_doc = NULL
+
+
+def function_of(str name, result):
+    """What calls an operator: `f(*inputs, epsilon, channel_axis, output_mask, out, num_threads[, count])`.
+
+    It returns `result`, a named tuple, of the outputs. If that is None, it returns the first output.
+    """
+    cdef Operator op = Operator()
+    op.signature = signature_of(name.encode())
+    if op.signature is NULL:
+        raise ValueError(f"name: expected an operator, got {name!r}")
+    op.names = tuple([input_name(op.signature, k).decode() for k in range(op.signature.input_count)])
+    op.result = result
+    op.counts = name == "BatchNormTrainingStatistics"
+    return PyCFunction_New(&method, op)
+
+
+cdef object call(object self, PyObject** arguments, Py_ssize_t count):
+    cdef Operator op = <Operator> self
+    cdef Call call
+    cdef Operands operands
     cdef Patience patience
-    cdef int threads = threads_of(num_threads)
-    cdef Py_ssize_t k
-    cdef tuple names = INPUT_NAMES[name]
-    op.reset(operator_of(name, epsilon_of(epsilon), axis_of(channel_axis), count_of(count)))
+    cdef Py_ssize_t k, inputs = op.signature.input_count, outputs = op.signature.output_count
+    cdef PyObject** rest = arguments + inputs
+    if not inputs + 5 <= count <= inputs + 6:
+        raise TypeError(f"expected {inputs} inputs and 5 or 6 attributes, got {count} arguments")
+    cdef int threads = threads_of(<object> rest[4])
+    cdef double epsilon = epsilon_of(<object> rest[0])
+    call.attributes.signature = op.signature
+    call.attributes.channel_axis = axis_of(<object> rest[1])
+    cdef int64_t whole = count_of(<object> rest[5]) if count == inputs + 6 else 0
+    call.attributes.set_epsilon(epsilon)
+    if count == inputs + 6:
+        call.attributes.set_count(whole)
 
     # Whatever may run somebody else's code comes first: that code can resize an array whose memory is known already.
-    cdef tuple mask = mask_of(output_mask, 3)
-    arrays = arrays_of(names, inputs)
-    tensors.resize(len(inputs))
-    for k in range(len(inputs)):
-        set_tensor(tensors[k], arrays[k], buffers)
-    inferred = op.get().validate_and_infer_types(tensors)
+    cdef int mask = mask_of(<object> rest[2], 3)
+    hold_inputs(operands, op.names, arguments, inputs)
+    for k in range(inputs):
+        if operands.arrays[k] is not NULL:
+            describe(operands, operands.inputs[k], operands.arrays[k])
+    call.check_inputs(operands.inputs, inputs)
 
-    results = out_of(out, inferred.size())
-    outputs.resize(inferred.size())
-    for k in range(<Py_ssize_t> inferred.size()):
-        if mask is not None and not mask[k]:
-            results[k] = None
-        elif results[k] is None:
-            results[k] = new_result(inferred[k], arrays[0], &buffers.views[0])
-        set_tensor(outputs[k], plain(results[k]), buffers)
+    hold_outputs(operands, <object> rest[3], outputs)
+    for k in range(outputs):
+        if not mask >> k & 1:
+            operands.hold_result(k, NULL)
+            continue
+        if operands.results[k] is NULL:
+            array = new_result(call, k, operands.arrays[0])
+            operands.hold_result(k, <PyObject*> array)
+        if is_array(operands.results[k]):
+            describe(operands, operands.outputs[k], operands.results[k])
+        else:  # of a subclass, which can say what it likes of its type and shape
+            array = ndarray.view(<object> operands.results[k], ndarray)
+            describe(operands, operands.outputs[k], <PyObject*> array)
     patience.begin()
     with nogil:
-        op.get().evaluate(outputs, tensors, threads)
-    if name == "BatchNormTrainingStatistics":
-        results.insert(0, arrays[0].size // results[0].size)
-    return results
+        call.check_outputs(operands.outputs, outputs)
+        call.run(table, threads)
+    return result_of(op, call, operands, outputs)
 
 
-cdef object new_result(const Tensor& inferred, input, const Py_buffer* view):
-    """`inferred` says it all, but NumPy takes objects that there are faster. A tensor has the input's axis order."""
-    if inferred.shape.size() > 1:
-        if view.len >= POOLED:
-            return pool.empty_like(input)
-        return empty(input.shape, input.dtype) if PyBuffer_IsContiguous(view, b"C") else empty_like(input, subok=False)
-    if inferred.element_type == ElementType.f32:
-        return empty(inferred.shape[0], float32)
-    return empty(inferred.shape[0], float64 if inferred.element_type == ElementType.f64 else input.dtype)
+cdef object new_result(const Call& call, Py_ssize_t k, PyObject* input):
+    """A tensor has the input's axis order."""
+    if not call.is_tensor(k):
+        return new_vector(call.channels(), call.output_type(k), input)
+    return pool.empty_like(<object> input) if bytes_of(input) >= POOLED else new_tensor(input)
+
+
+cdef object result_of(Operator op, const Call& call, const Operands& operands, Py_ssize_t outputs):
+    cdef PyObject* items[3]
+    cdef object elements
+    if op.result is None:
+        return <object> operands.results[0]
+    if op.counts:
+        elements = size_of(operands.arrays[0]) // call.channels()
+        items = [<PyObject*> elements, operands.results[0], operands.results[1]]
+        return named_tuple(op.result, items, 3)
+    return named_tuple(op.result, operands.results, outputs)
 
 
 # ---------------------------------------------------------------- attributes
 
-cdef BatchNormBase* operator_of(str name, double epsilon, int64_t channel_axis, int64_t count) except NULL:
-    if name == "BatchNormTraining":
-        return new BatchNormTraining(epsilon, channel_axis)
-    if name == "BatchNormTrainingBackprop":
-        return new BatchNormTrainingBackprop(epsilon, channel_axis)
-    if name == "BatchNormInference":
-        return new BatchNormInference(epsilon, channel_axis)
-    if name == "BatchNormInferenceBackprop":
-        return new BatchNormInferenceBackprop(epsilon, channel_axis)
-    if name == "BatchNormTrainingStatistics":
-        return new BatchNormTrainingStatistics(channel_axis)
-    if name == "BatchNormTrainingBackpropReduce":
-        return new BatchNormTrainingBackpropReduce(channel_axis)
-    if name == "BatchNormTrainingBackpropApply":
-        return new BatchNormTrainingBackpropApply(count, epsilon, channel_axis)
-    raise ValueError(f"name: expected an operator, got {name!r}")
-
-
 cdef double epsilon_of(epsilon) except? -1:
+    if type(epsilon) is float:
+        return PyFloat_AsDouble(epsilon)
     try:
         return epsilon
     except Exception as error:
@@ -215,25 +268,45 @@ cpdef integer_of(str name, value, least=None, str expected="an integer"):
     return integer
 
 
+cdef inline bint is_short(value, int64_t least, int64_t most, int64_t* integer) except -1:
+    """Whether this is an `int` itself that is in range, which the rest of the checks need not look at."""
+    cdef int overflow
+    if type(value) is not int:
+        return False
+    integer[0] = PyLong_AsLongLongAndOverflow(value, &overflow)
+    return not overflow and least <= integer[0] <= most
+
+
+cdef int64_t clipped(str name, value, int64_t most) except? -1:
+    """An integer argument, checked; what is beyond `most`, on either side, is `most`."""
+    cdef int64_t integer
+    if is_short(value, -most, most, &integer):
+        return integer
+    return max(min(integer_of(name, value), most), -most)
+
+
 cdef int64_t axis_of(channel_axis) except? -1:
     # Beyond INT_MAX is an axis that no array has, and the operator says so.
-    return max(min(integer_of("channel_axis", channel_axis), INT_MAX), -INT_MAX)
+    return clipped("channel_axis", channel_axis, INT_MAX)
 
 
 cdef int64_t count_of(count) except? -1:
     # Beyond 2^53, which no batch reaches, it is not exact as a float64; the operator refuses what is negative.
-    return max(min(integer_of("count", count), 1 << 53), -(1 << 53))
+    return clipped("count", count, <int64_t> 1 << 53)
 
 
 cdef int threads_of(num_threads) except? -1:
+    cdef int64_t integer
     if num_threads is None:
         return 0
+    if is_short(num_threads, 1, INT_MAX, &integer):
+        return integer
     return min(integer_of("num_threads", num_threads, 1, "an integer or None"), INT_MAX)
 
 
 # ---------------------------------------------------------------- tensors
 
-cdef list arrays_of(tuple names, tuple values):
+cdef list arrays_of(tuple names, list values):
     """An array for each operand, or None.
 
     A list has no type of its own. It takes that of the input or, if it is for the channels, that of the first array
@@ -338,37 +411,60 @@ cdef ElementType element_type(dtype):
     return ElementType.other
 
 
-cdef int set_tensor(Tensor& tensor, array, Buffers& buffers) except -1:
-    cdef Py_buffer* view
-    if array is None:
-        return 0
-    tensor.element_type = element_type(array.dtype)
-    if tensor.element_type == ElementType.other:
-        tensor.type_name = str(array.dtype).encode(errors="backslashreplace")
-        tensor.shape = array.shape
-        return 0
-    view = &buffers.views[buffers.count]
-    PyObject_GetBuffer(array, view, PyBUF_STRIDES)
-    buffers.count += 1
-    tensor.data = view.buf
-    tensor.writable = not view.readonly
-    tensor.shape.assign(view.shape, view.shape + view.ndim)
-    tensor.strides.assign(view.strides, view.strides + view.ndim)
+cdef int hold_inputs(Operands& operands, tuple names, PyObject** values, Py_ssize_t count) except -1:
+    """Take the inputs, as arrays."""
+    cdef Py_ssize_t k
+    for k in range(count):
+        if not is_array(values[k]) and values[k] is not <PyObject*> None:
+            return hold_others(operands, names, values, count)
+    for k in range(count):
+        if values[k] is not <PyObject*> None:
+            operands.hold_input(k, values[k])
     return 0
 
 
-cdef tuple mask_of(output_mask, Py_ssize_t count):
-    """Which outputs are wanted; None for all."""
+cdef int hold_others(Operands& operands, tuple names, PyObject** values, Py_ssize_t count) except -1:
+    cdef list objects = []
+    cdef Py_ssize_t k
+    for k in range(count):
+        objects.append(<object> values[k])
+    cdef list arrays = arrays_of(names, objects)
+    for k in range(count):
+        if arrays[k] is not None:
+            array = arrays[k]
+            operands.hold_input(k, <PyObject*> array)
+    return 0
+
+
+cdef int describe(Operands& operands, View& view, PyObject* array) except -1:
+    cdef ElementType known = known_type(array)
+    if known == ElementType.other:
+        dtype = (<object> array).dtype
+        known = element_type(dtype)
+        if known == ElementType.other:
+            name = str(dtype).encode(errors="backslashreplace")
+            return operands.describe_other(view, array, name)
+        if known == ElementType.bf16:
+            remember_bfloat16(array)
+    return operands.describe(view, array, known)
+
+
+cdef int mask_of(output_mask, Py_ssize_t count) except? -1:
+    """Which outputs are wanted, a bit for each; -1 for all."""
+    cdef int bits = 0
     if output_mask is None or (type(output_mask) is tuple and len(output_mask) == count
                                and all_true(<tuple> output_mask)):
-        return None
+        return -1
     try:
         mask = tuple(map(operator.index, islice(output_mask, 1000)))  # it may have no end
     except Exception as error:
         raise TypeError(f"output_mask: expected {count} booleans, got {text_of(output_mask)}") from unexpected(error)
     if len(mask) != count:
         raise ValueError(f"output_mask: expected {count} booleans, got {len(mask)}")
-    return mask
+    for k in range(count):
+        if mask[k]:
+            bits |= 1 << k
+    return bits
 
 
 cdef inline bint all_true(tuple values):
@@ -379,28 +475,30 @@ cdef inline bint all_true(tuple values):
     return True
 
 
-cdef list out_of(out, Py_ssize_t count):
-    """An array or None for each output."""
+cdef int hold_outputs(Operands& operands, out, Py_ssize_t count) except -1:
+    """Take what is in `out`, an array or None for each output."""
+    cdef PyObject* array
+    cdef Py_ssize_t k, entries
     if out is None:
-        return [None] * count
-    cdef list entries
-    if issubclass(type(out), tuple):
-        entries = list(tuple.__iter__(out))  # what is in it, whatever a subclass says
+        return 0
+    cdef bint is_tuple = issubclass(type(out), tuple)
+    # What is in it, whatever a subclass says.
+    if is_tuple:
+        entries = PyTuple_Size(out)
     elif issubclass(type(out), list):
-        entries = list(list.__iter__(out))
+        entries = PyList_Size(out)
     else:
         raise TypeError(f"out: expected a tuple with an array or None for each output, got {type(out).__name__}")
-    if len(entries) != count:
-        raise ValueError(f"out: expected {count} entries, an array or None for each output, got {len(entries)}")
-    for k, array in enumerate(entries):
-        if type(array) is not ndarray and array is not None and not issubclass(type(array), ndarray):
-            raise TypeError(f"out[{k}]: expected a NumPy array or None, got {type(array).__name__}")
-    return entries
-
-
-cdef object plain(array):
-    """The array itself of a subclass, which can say what it likes of its type and shape."""
-    return array if array is None or type(array) is ndarray else ndarray.view(array, ndarray)
+    if entries != count:
+        raise ValueError(f"out: expected {count} entries, an array or None for each output, got {entries}")
+    for k in range(count):
+        array = PyTuple_GetItem(out, k) if is_tuple else PyList_GetItem(out, k)
+        if array is <PyObject*> None:
+            continue
+        if not is_array(array) and not issubclass(type(<object> array), ndarray):
+            raise TypeError(f"out[{k}]: expected a NumPy array or None, got {type(<object> array).__name__}")
+        operands.hold_result(k, array)
+    return 0
 
 
 # ---------------------------------------------------------------- the process
