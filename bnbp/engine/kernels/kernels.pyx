@@ -245,7 +245,7 @@ cdef enum:
     # Positions of a row that has all channels, at most: 2048 channels in four parts take 1.53 ms, in one 1.41.
     POSITIONS = 2048
     # Rows whose sums stay in registers before they go back to the accumulators. 4 and 16 are 5 to 10 % slower.
-    GROUP = 16
+    GROUP = 8
     # Rows in a chunk of short runs, at least: 64 cost 10 % for their sums.
     ROWS = 512
     # Chunks of short runs, about, where there are more rows than that: those of 128 rows took as long to combine as to
