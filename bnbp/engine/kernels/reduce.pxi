@@ -285,14 +285,13 @@ cdef struct Accumulators:  # of the positions of a row, LANES of them in registe
     double* product
     double* delta_lo
     double* product_lo
-    const double* mean
+    const double* shift      # the means, negated
 
 
 cdef inline void begin_columns(LaneSums* sums, lanes* shift, const Accumulators* a, Py_ssize_t i, bint begins, real tag
                                ) noexcept nogil:
     """Takes up the sums of LANES positions; the first rows begin with 0."""
-    load(shift[0], a.mean + i)
-    shift[0] = -shift[0]
+    load(shift[0], a.shift + i)
     if begins:
         clear_sums(sums)
         return
@@ -367,22 +366,24 @@ cdef void reduce_rows(
     double[:, :, ::1]& partial,  # OUT
 ) noexcept nogil:
     """The sums of a chunk of short runs: an accumulator for each position of a row, folded by channel at the end."""
-    cdef double[POSITIONS + 16] delta, delta_lo, product, product_lo, mean
+    cdef double[POSITIONS + 16] delta, delta_lo, product, product_lo, shift
     cdef Accumulators a
     cdef Py_ssize_t i, k, c, count, length, row = 0, position = 0, left = TERMS, ahead, s = p.s
     cdef Py_ssize_t channels = t.c1 - t.c0, rows = t.rows - (t.last < t.length), repeat = channels * s
     cdef bint ends, aside = real is not double and t.rows >= TERMS
-    a.delta, a.delta_lo, a.product, a.product_lo, a.mean = delta, delta_lo, product, product_lo, mean
-    if repeat == t.length and s == 1:
-        memcpy(mean, means, channels * sizeof(double))
+    a.delta, a.delta_lo, a.product, a.product_lo, a.shift = delta, delta_lo, product, product_lo, shift
+    if s == 1:
+        for c in range(channels):
+            shift[c] = -means[c]
+        position = channels
     else:
         for c in range(channels):
             for i in range(s):
-                mean[position] = means[c]
+                shift[position] = -means[c]
                 position += 1
-        while position < t.length:
-            mean[position] = mean[position - repeat]
-            position += 1
+    while position < t.length:
+        shift[position] = shift[position - repeat]
+        position += 1
     if aside or real is double:
         memset(delta_lo, 0, t.length * sizeof(double))
         memset(product_lo, 0, t.length * sizeof(double))
