@@ -7,12 +7,6 @@
 
 #include "machine.h"
 
-#if defined(__GNUC__)
-#define BNBP_INLINE inline __attribute__((always_inline))
-#else
-#define BNBP_INLINE inline
-#endif
-
 /* Bytes of a register, and the types of one: an extension that GCC and Clang have in common. */
 #if defined(__AVX512F__)
 #define BNBP_BYTES 64
@@ -177,7 +171,9 @@ template <int N> BNBP_INLINE pack<double, N> first_of(const pack<double, N>& p, 
     if constexpr (N != width<double>) {
         return {first_of(p.low, count), first_of(p.high, count - N / 2)};
     } else {
-#if defined(__AVX2__)
+#if defined(__AVX512VL__)
+        return {_mm256_maskz_mov_pd((__mmask8)(count >= 4 ? 0xf : count <= 0 ? 0 : (1u << count) - 1), p.at)};
+#elif defined(__AVX2__)
         return {_mm256_and_pd(p.at, _mm256_castsi256_pd(first_of_four(count)))};
 #else
         double x[N];

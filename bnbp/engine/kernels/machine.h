@@ -32,6 +32,12 @@
 #define BNBP_ISA "baseline"
 #endif
 
+#if defined(__GNUC__)
+#define BNBP_INLINE inline __attribute__((always_inline))
+#else
+#define BNBP_INLINE inline
+#endif
+
 /* Fills in a Cython memoryview that is None: address, shape and strides of a C-contiguous (a, b, c) array. */
 #define VIEW(view, memory, a, b, c, size)                                                                              \
     ((view).data = (char*)(memory), (view).shape[0] = (a), (view).strides[0] = (b) * (c) * (Py_ssize_t)(size),         \
@@ -89,8 +95,9 @@ static inline void barrier(void) {
 #endif
 }
 
-/* Asks for the cache lines of memory that will be read soon; any address will do. */
-static inline void prefetch(const void* address, size_t bytes) {
+/* Asks for the cache lines of memory that will be read soon; any address will do. Always inline: a function that does
+   nothing else has no effect as far as GCC knows, and it removes the calls. */
+static BNBP_INLINE void prefetch(const void* address, size_t bytes) {
 #if defined(__GNUC__)
     for (size_t i = 0; i < bytes; i += 64)
         __builtin_prefetch((const char*)address + i, 0, 3);

@@ -52,7 +52,7 @@ cdef Plan plan_of(const bnbp_arguments* a, Operator operator, bint reduces, bint
         p.team = min(a.num_threads if a.num_threads > 0 else default_team(), MAX_TEAM)
     cached = elements * size * (2 if operator == TRAINING else 3) <= 8 * l2 * p.team
     p.runs = a.s >= max(RUN, 64 // size)  # a cache line has no more than two channels
-    p.far = elements * size * 3 > l2 * p.team
+    p.far = not cached
     p.merge = p.per_run = p.width = p.length = p.together = 1
     p.chunks = p.chunk_rows = 0
     p.shared = p.fused = False

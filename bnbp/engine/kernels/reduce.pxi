@@ -90,11 +90,12 @@ cdef inline void put_aside(LaneSums* sums, real tag) noexcept nogil:
         fill(sums.product, 0.0)
 
 
-cdef inline void load_sums(LaneSums* sums, const double* memory, real tag) noexcept nogil:
+cdef inline void load_sums(LaneSums* sums, const double* memory, bint all, real tag) noexcept nogil:
     load(sums.delta, memory)
     load(sums.product, memory + LANES)
-    load(sums.delta_lo, memory + 2 * LANES)
-    load(sums.product_lo, memory + 3 * LANES)
+    if all or real is double:
+        load(sums.delta_lo, memory + 2 * LANES)
+        load(sums.product_lo, memory + 3 * LANES)
 
 
 cdef inline void store_sums(double* memory, const LaneSums* sums, bint all, real tag) noexcept nogil:
@@ -150,11 +151,13 @@ cdef inline void reduce_block_as(const real* x, const real* dy, Py_ssize_t count
     cdef LaneSums sums
     cdef lanes shift
     fill(shift, -mean)
-    load_sums(&sums, memory, <real> 0)
+    load_sums(&sums, memory, False, <real> 0)
     reduce_part(x, dy, count, ahead, &shift, &sums, statistics, one())
+    store_sums(memory, &sums, False, <real> 0)
     if ends:
+        load_sums(&sums, memory, True, <real> 0)
         put_aside(&sums, <real> 0)
-    store_sums(memory, &sums, ends, <real> 0)
+        store_sums(memory, &sums, True, <real> 0)
 
 
 cdef void reduce_block(const real* x, const real* dy, Py_ssize_t count, Py_ssize_t ahead, double mean, bint statistics,
@@ -223,7 +226,7 @@ cdef void reduce_channels(
 
 cdef inline void collect(double* memory, real tag) noexcept nogil:
     cdef LaneSums sums
-    load_sums(&sums, memory, tag)
+    load_sums(&sums, memory, True, tag)
     keep_sums(memory, &sums, tag)
 
 
@@ -259,8 +262,7 @@ cdef void reduce_runs(
     """A chunk of some channels with long runs, one after the other."""
     cdef Py_ssize_t n0 = chunk // p.per_run * p.chunk_rows, s0 = chunk % p.per_run * p.length
     cdef Py_ssize_t rows = min(p.chunk_rows, p.n - n0), length = min(p.s - s0, p.length), c, k, count
-    # What is asked for stays in L1 until it is read: as much further on in all the rows.
-    cdef Py_ssize_t far = min(AHEAD, 16384 // rows) // <Py_ssize_t> sizeof(real)
+    cdef Py_ssize_t far = AHEAD // <Py_ssize_t> sizeof(real) if p.far else 0
     cdef const real* x0 = &x[n0, c0, s0]
     cdef const real* dy0 = &dy[n0, c0, s0]
     cdef double[4 * 4 * LANES] memory
@@ -395,7 +397,7 @@ cdef void reduce_rows(
         ends = left == 0
         if ends:
             left = TERMS
-        ahead = count * t.pitch if p.far else 2 * LANES
+        ahead = count * t.pitch if p.far else 0
         if statistics:
             reduce_columns(x, x, count, t.pitch, length, ahead, &a, True, row == 0, ends)
         else:

@@ -15,7 +15,7 @@ cdef void sweep(
     """A chunk of long runs: applies to one unit while it reduces another, block by block."""
     cdef double[WIDTH * 4 * LANES] memory
     cdef double[WIDTH] shift
-    cdef bint statistics = p.operator == TRAINING, normalize = p.operator != BACKPROP, ends
+    cdef bint statistics = p.operator == TRAINING, normalize = p.operator != BACKPROP, ends, row_ends
     cdef Py_ssize_t n0 = chunk // p.per_run * p.chunk_rows, s0 = chunk % p.per_run * p.length
     cdef Py_ssize_t length = min(p.s - s0, p.length), pitch = p.c * p.s, segment = (r1 - r0) * p.s
     cdef Py_ssize_t n, q, i, count, last, stop, ahead, near, block = block_of(<real> 0)
@@ -45,6 +45,7 @@ cdef void sweep(
         # What it asks for ahead. Past the end of the unit's row comes its next one, or the first of the next unit.
         ahead = min(far, segment)
         near = segment - s0 - ahead
+        row_ends = (n - n0 + 1) % p.together == 0
         q = i = 0
         while cursor.at < last or q < r1 - r0:
             if cursor.at < last:
@@ -55,7 +56,7 @@ cdef void sweep(
                 if near <= 0 and far:  # once in a row
                     near = p.c * p.s
                     ahead += pitch - segment if n + 1 < p.n else -(p.n - 1) * pitch
-                ends = (i + count) % PIECE == 0 if i + count < length else (n - n0 + 1) % p.together == 0
+                ends = (i + count) % PIECE == 0 if i + count < length else row_ends
                 reduce_block(rx, rdy, count, ahead, shift[q], statistics, ends, memory + q * 4 * LANES)
                 rx += count
                 rdy += count
