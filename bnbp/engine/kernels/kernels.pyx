@@ -247,7 +247,7 @@ cdef enum:
     # Rows whose sums stay in registers before they go back to the accumulators. 4 and 16 are 5 to 10 % slower.
     GROUP = 8
     # Rows in a chunk of short runs, at least: 64 cost 10 % for their sums.
-    ROWS = 512
+    ROWS = 256
     # Chunks of short runs, about, where there are more rows than that: those of 128 rows took as long to combine as to
     # read, for 25088 rows of 512 channels.
     CHUNKS = 64

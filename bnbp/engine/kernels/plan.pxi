@@ -77,7 +77,7 @@ cdef Plan plan_of(const bnbp_arguments* a, Operator operator, bint reduces, bint
         if p.merge > 1:
             most = min(most, (1 << 18) // (a.c * a.s))  # a tile has all channels, and should not be much larger than L2
         p.chunks = max(p.chunks, (a.n + most - 1) // most)
-        if p.chunks > 4:
+        if p.chunks > 1:
             p.chunks += (4 - p.chunks % 4) % 4  # shared out evenly among a few threads
         group = GROUP * p.merge
         p.chunk_rows = ((a.n + p.chunks - 1) // p.chunks + group - 1) // group * group
@@ -109,7 +109,7 @@ cdef inline void plan_runs(Plan* p, Py_ssize_t channel, Py_ssize_t line, bint ca
             p.unit = max(p.c // (4 * p.team), 1)
         return
     if cached:
-        unit = max(UNIT // channel, 1)
+        unit = max(UNIT // channel, SEGMENT // 2 // p.s, 1)
         if unit > FEW:
             unit -= unit % FEW
         if p.team > 1 and p.c >= 2 * p.team:
@@ -139,7 +139,7 @@ cdef inline void plan_rows(Plan* p, Py_ssize_t channel, bint cached) noexcept no
     cdef Py_ssize_t l2 = kernels_.l2_size
     if cached and p.merge == 1:
         p.width = min(POSITIONS // p.s, p.c)
-        if p.team > 1 and p.c * p.s >= COLUMNS * p.team:  # to each its own columns
+        if p.chunks < p.team and p.c * p.s >= COLUMNS * p.team:  # to each its own columns
             p.unit = ((p.c + p.team - 1) // p.team + 15) // 16 * 16
             p.width = min(p.width, p.unit)
             return
