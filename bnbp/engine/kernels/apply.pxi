@@ -227,7 +227,7 @@ cdef inline void apply_rectangle_as(const real* x, const real* dy, real* to, Py_
                                     bint normalize, bint streams, arith tag) noexcept nogil:
     # Rows a multiple of a page apart go one by one: the CPU would take what is read for what was just written.
     cdef Py_ssize_t row = 0, i, k, some, whole = (last - first) // (2 * LANES) * (2 * LANES) + first
-    cdef Py_ssize_t together = 1 if pitch * sizeof(real) % 4096 == 0 else 2
+    cdef Py_ssize_t together = 1 if ahead or pitch * sizeof(real) % 4096 == 0 else 2
     while row < rows:
         some = min(rows - row, together)
         for i in range(first, whole, 32):
