@@ -392,12 +392,12 @@ cdef void reduce_rows(
     while row < t.rows:
         count, length = 1, t.last
         if row < rows:
-            count, length = min(min(rows - row, GROUP), left), t.length
+            count, length = min(min(rows - row, 1 if p.far else GROUP), left), t.length
         left -= count
         ends = left == 0
         if ends:
             left = TERMS
-        ahead = count * t.pitch if p.far else 0
+        ahead = 0
         if statistics:
             reduce_columns(x, x, count, t.pitch, length, ahead, &a, True, row == 0, ends)
         else:
