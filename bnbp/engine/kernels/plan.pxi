@@ -156,7 +156,7 @@ cdef inline void plan_rows(Plan* p, Py_ssize_t channel, bint cached) noexcept no
         p.far = False
         return
     if p.merge == 1:
-        p.width = min(POSITIONS // 2 // p.s, p.c)
+        p.width = min(POSITIONS // p.s, p.c)
     p.shared = p.team > 1
 
 

@@ -372,7 +372,7 @@ cdef void reduce_rows(
     cdef Accumulators a
     cdef Py_ssize_t i, k, c, count, length, row = 0, position = 0, left = TERMS, ahead, s = p.s
     cdef Py_ssize_t channels = t.c1 - t.c0, rows = t.rows - (t.last < t.length), repeat = channels * s
-    cdef bint ends, aside = real is not double and t.rows >= TERMS
+    cdef bint linear = p.far and t.length <= POSITIONS // 2, ends, aside = real is not double and t.rows >= TERMS
     a.delta, a.delta_lo, a.product, a.product_lo, a.shift = delta, delta_lo, product, product_lo, shift
     if s == 1:
         for c in range(channels):
@@ -392,12 +392,12 @@ cdef void reduce_rows(
     while row < t.rows:
         count, length = 1, t.last
         if row < rows:
-            count, length = min(min(rows - row, 1 if p.far else GROUP), left), t.length
+            count, length = min(min(rows - row, 1 if linear else GROUP), left), t.length
         left -= count
         ends = left == 0
         if ends:
             left = TERMS
-        ahead = 0
+        ahead = 0 if linear or not p.far else count * t.pitch
         if statistics:
             reduce_columns(x, x, count, t.pitch, length, ahead, &a, True, row == 0, ends)
         else:
