@@ -50,7 +50,7 @@ cdef Plan plan_of(const bnbp_arguments* a, Operator operator, bint reduces, bint
     p.team = 1
     if elements >= REGION and not kernels_.serial:
         p.team = min(a.num_threads if a.num_threads > 0 else default_team(), MAX_TEAM)
-    cached = elements * size * (2 if operator == TRAINING else 3) <= 8 * l2 * p.team
+    cached = elements * size * (2 if operator == TRAINING else 3) <= 24 * l2
     p.runs = a.s >= max(RUN, 64 // size)  # a cache line has no more than two channels
     p.far = not cached
     p.merge = p.per_run = p.width = p.length = p.together = 1
@@ -109,7 +109,7 @@ cdef inline void plan_runs(Plan* p, Py_ssize_t channel, Py_ssize_t line, bint ca
             p.unit = max(p.c // (4 * p.team), 1)
         return
     if cached:
-        unit = max(UNIT // channel, SEGMENT // 2 // p.s, 1)
+        unit = max(min(max(UNIT // channel, SEGMENT // p.s, 4), l2 // 4 // channel), 1)
         if unit > FEW:
             unit -= unit % FEW
         if p.team > 1 and p.c >= 2 * p.team:
