@@ -139,31 +139,24 @@ BNBP_INLINE pack<double, N> plus_exact_product(const pack<double, N>& a, const p
 template <int N>
 BNBP_INLINE pack<double, N> product_error(const pack<double, N>& a, const pack<double, N>& b,
                                           const pack<double, N>& p) {
-    double x[N], y[N], z[N];
-    store(x, a), store(y, b), store(z, p);
-    for (int i = 0; i < N; ++i)
-        z[i] = product_error(x[i], y[i], z[i]);
-    pack<double, N> error;
-    load(error, z);
-    return error;
-}
+    if constexpr (N != width<double>) {
+        return {product_error(a.low, b.low, p.low), product_error(a.high, b.high, p.high)};
+    } else {
 #if defined(__FMA__)
-BNBP_INLINE pack<double, width<double>> product_error(const pack<double, width<double>>& a,
-                                                      const pack<double, width<double>>& b,
-                                                      const pack<double, width<double>>& p) {
-    const auto tiny = 0x1p-960 - decltype(p.at){};
-    const auto counts = (p.at >= tiny) | (p.at <= -tiny) | (p.at != p.at);
-    return {(decltype(p.at))((decltype(counts))fused(a, b, -p).at & counts)};
-}
-template <>
-BNBP_INLINE pack<double, 16> product_error(const pack<double, 16>& a, const pack<double, 16>& b,
-                                           const pack<double, 16>& p) {
-    pack<double, 16> error;
-    error.low = product_error(a.low, b.low, p.low);
-    error.high = product_error(a.high, b.high, p.high);
-    return error;
-}
+        const auto tiny = 0x1p-960 - decltype(p.at){};
+        const auto subnormal = (p.at < 0 ? -p.at : p.at) < tiny;
+        return {subnormal ? decltype(p.at){} : fused(a, b, -p).at};
+#else
+        double x[N], y[N], z[N];
+        store(x, a), store(y, b), store(z, p);
+        for (int i = 0; i < N; ++i)
+            z[i] = product_error(x[i], y[i], z[i]);
+        pack<double, N> error;
+        load(error, z);
+        return error;
 #endif
+    }
+}
 
 /* ---- the first `count` of the numbers, and 0 for the others */
 
@@ -200,6 +193,12 @@ BNBP_INLINE const quarter& quarter_of(const lanes& p, int k) { return quarter_of
 
 /* The first `count` (1 to 4) of four numbers of a tensor, and 0 for the others. */
 template <typename T> BNBP_INLINE void load_quarter(quarter& p, const T* from, ptrdiff_t count) {
+    if constexpr (sizeof(T) == 8) {
+        if (count == 4) {
+            load(p, (const double*)from);
+            return;
+        }
+    }
 #if defined(__AVX512VL__)
     if constexpr (sizeof(T) == 4) {
         p.at = _mm256_cvtps_pd(_mm_maskz_loadu_ps((__mmask8)((1u << count) - 1), (const float*)from));

@@ -2,36 +2,6 @@
 
 # ---- LANES elements side by side
 
-cdef inline void add_lanes(const real* x, const real* dy, Py_ssize_t count, bint each, const lanes* shift,
-                           LaneSums* sums, bint statistics, double unit) noexcept nogil:
-    """Adds LANES elements side by side, or the first `count`, to their sums; `shift` is the mean of each, negated.
-
-    `each` has its own accumulator; otherwise bfloat16 of even places come before those of odd ones.
-    """
-    cdef lanes centered, rounded_off, delta
-    if each:
-        load_lanes(centered, x, count)
-    else:
-        load_any(centered, x, count)
-    if real is double:
-        centered = two_sum_of(centered, shift[0], &rounded_off, unit)
-    else:
-        centered = centered + shift[0]
-    if count < LANES:  # there is no deviation where there is no element
-        if real is bfloat16:
-            centered = first_of(centered, count) if each else first_of_pairs(centered, count)
-        else:
-            centered = first_of(centered, count)
-        if real is double:
-            rounded_off = first_of(rounded_off, count)
-    if not statistics and each:
-        load_lanes(delta, dy, count)
-    elif not statistics:
-        load_any(delta, dy, count)
-    add_term(&sums.delta, &sums.delta_lo, &sums.product, &sums.product_lo, delta, centered, rounded_off, statistics,
-             real is float16 and not statistics, unit, <real> 0)
-
-
 cdef inline void add_quarter(const real* x, const real* dy, Py_ssize_t count, int k, const lanes* shift, LaneSums* sums,
                              bint statistics, double unit) noexcept nogil:
     """Adds the lanes of quarter `k` to their sums, or the first `count` of these."""
@@ -39,14 +9,47 @@ cdef inline void add_quarter(const real* x, const real* dy, Py_ssize_t count, in
     load_quarter(centered, x + 4 * k, count)
     if real is double:
         centered = two_sum_of(centered, mean, &rounded_off, unit)
-        rounded_off = first_of(rounded_off, count)
+        if count < 4:
+            rounded_off = first_of(rounded_off, count)
     else:
         centered = centered + mean
-    centered = first_of(centered, count)  # there is no deviation where there is no element
+    if count < 4:  # there is no deviation where there is no element
+        centered = first_of(centered, count)
     if not statistics:
         load_quarter(delta, dy + 4 * k, count)
     add_term(&quarter_of(sums.delta, k), &quarter_of(sums.delta_lo, k), &quarter_of(sums.product, k),
              &quarter_of(sums.product_lo, k), delta, centered, rounded_off, statistics,
+             real is float16 and not statistics, unit, <real> 0)
+
+
+cdef inline void add_lanes(const real* x, const real* dy, Py_ssize_t count, bint each, const lanes* shift,
+                           LaneSums* sums, bint statistics, double unit) noexcept nogil:
+    """Adds LANES elements side by side, or the first `count`, to their sums; `shift` is the mean of each, negated.
+
+    `each` has its own accumulator; otherwise bfloat16 of even places come before those of odd ones.
+    """
+    cdef lanes centered, rounded_off, delta
+    if real is double:  # all 16 at once would need more registers than there are
+        add_quarter(x, dy, 4, 0, shift, sums, statistics, unit)
+        add_quarter(x, dy, 4, 1, shift, sums, statistics, unit)
+        add_quarter(x, dy, 4, 2, shift, sums, statistics, unit)
+        add_quarter(x, dy, 4, 3, shift, sums, statistics, unit)
+        return
+    if each:
+        load_lanes(centered, x, count)
+    else:
+        load_any(centered, x, count)
+    centered = centered + shift[0]
+    if count < LANES:  # there is no deviation where there is no element
+        if real is bfloat16:
+            centered = first_of(centered, count) if each else first_of_pairs(centered, count)
+        else:
+            centered = first_of(centered, count)
+    if not statistics and each:
+        load_lanes(delta, dy, count)
+    elif not statistics:
+        load_any(delta, dy, count)
+    add_term(&sums.delta, &sums.delta_lo, &sums.product, &sums.product_lo, delta, centered, rounded_off, statistics,
              real is float16 and not statistics, unit, <real> 0)
 
 
@@ -372,7 +375,7 @@ cdef void reduce_rows(
     cdef Accumulators a
     cdef Py_ssize_t i, k, c, count, length, row = 0, position = 0, left = TERMS, ahead, s = p.s
     cdef Py_ssize_t channels = t.c1 - t.c0, rows = t.rows - (t.last < t.length), repeat = channels * s
-    cdef bint linear = p.far and t.length <= POSITIONS // 2, ends, aside = real is not double and t.rows >= TERMS
+    cdef bint linear = real is not double and p.far and t.length <= POSITIONS // 2, ends, aside = real is not double and t.rows >= TERMS
     a.delta, a.delta_lo, a.product, a.product_lo, a.shift = delta, delta_lo, product, product_lo, shift
     if s == 1:
         for c in range(channels):
