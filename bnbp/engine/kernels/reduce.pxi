@@ -375,7 +375,8 @@ cdef void reduce_rows(
     cdef Accumulators a
     cdef Py_ssize_t i, k, c, count, length, row = 0, position = 0, left = TERMS, ahead, s = p.s
     cdef Py_ssize_t channels = t.c1 - t.c0, rows = t.rows - (t.last < t.length), repeat = channels * s
-    cdef bint linear = real is not double and p.far and t.length <= POSITIONS // 2, ends, aside = real is not double and t.rows >= TERMS
+    cdef bint linear = real is not double and p.far and t.length <= POSITIONS // 2, ends
+    cdef bint aside = real is not double and t.rows >= TERMS
     a.delta, a.delta_lo, a.product, a.product_lo, a.shift = delta, delta_lo, product, product_lo, shift
     if s == 1:
         for c in range(channels):
