@@ -1,11 +1,11 @@
 # An element: its terms in the sums, and its value in the output.
 
 cdef inline void add_term(number* delta, number* delta_lo, number* product, number* product_lo, number dy,
-                          number centered, number rounded_off, bint statistics, bint exact, double unit, real tag
+                          number centered, number rounded_off, bint statistics, double unit, real tag
                           ) noexcept nogil:
     """Adds elements to their sums; `centered` is x - mean, and for float64 `rounded_off` belongs to it.
 
-    For statistics the deviation takes the place of dy. `exact` says that no product rounds, see e.
+    For statistics the deviation takes the place of dy.
     """
     cdef number square
     if statistics:
@@ -21,8 +21,7 @@ cdef inline void add_term(number* delta, number* delta_lo, number* product, numb
             add_exact(delta, delta_lo, dy, unit)
     else:
         delta[0] = plus(delta[0], dy, unit)
-        product[0] = plus_exact_product(dy, centered, product[0]) if exact else (
-            plus(product[0], dy * centered, unit))
+        product[0] = plus(product[0], dy * centered, unit)
 
 
 cdef inline void add_part(number* hi, number* lo, number part, number part_lo, real tag) noexcept nogil:

@@ -36,29 +36,13 @@ cdef inline void put(void* vector, Py_ssize_t c, Py_ssize_t count, bnbp_type typ
         store_few(<bfloat16*> vector + c, numbers, count)
 
 
-cdef inline double center(double mean, real tag) noexcept nogil:
-    """What `reduce` subtracts in the place of the mean, so that products of float16 are exact, see e."""
-    cdef double near
-    if real is float16:
-        near = (mean + 402653184.0) - 402653184.0  # 1.5 * 2^28: to a multiple of 2^-24
-        if fabs(mean) < 131072.0:
-            mean = near
-        elif mean - mean == 0:
-            mean = 0.0
-    return mean
-
-
-cdef void prepare(const bnbp_arguments* a, const Channels* ch, Py_ssize_t first, Py_ssize_t last, real tag
-                  ) noexcept nogil:
+cdef void prepare(const bnbp_arguments* a, const Channels* ch, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
     """Sets what `reduce` subtracts from the elements of some channels."""
     cdef double[8] mean
-    cdef Py_ssize_t c, k, count
+    cdef Py_ssize_t c, count
     for c in range(first, last, 8):
         count = min(last - c, FEW)
         get(mean, a.mean, c, count, a.parameter_type, 0.0)
-        if real is float16:
-            for k in range(8):
-                mean[k] = center(mean[k], <real> 0)
         store_few(ch.mean + c, mean, count)
 
 
@@ -202,10 +186,6 @@ cdef inline void finish_gradient(const bnbp_arguments* a, const Plan* p, const C
     get(mean, a.mean, c, count, a.parameter_type, 0.0)
     get(gamma, a.gamma, c, count, a.parameter_type, 1.0)
     get(variance, a.variance, c, count, a.parameter_type, 1.0)
-    if real is float16:
-        for k in range(8):  # sum dy (x - mean) = sum dy (x - center) + (center - mean) sum dy
-            if mean[k] - mean[k] == 0:
-                t.product[k] += (center(mean[k], <real> 0) - mean[k]) * t.delta[k]
     if a.delta_sum is not NULL:
         get(t.delta, a.delta_sum, c, count, BNBP_F64, 0.0)
         get(t.product, a.delta_centered_sum, c, count, BNBP_F64, 0.0)

@@ -129,7 +129,6 @@ cdef extern from "machine.h" nogil:
     void stream_line(void* to, const void* source)
     void stream_fence()
     double product_error(double a, double b, double p)
-    double plus_exact_product(double a, double b, double c)
     double one()
     double plus(double a, double b, double one)
     double minus(double a, double b, double one)
@@ -171,17 +170,19 @@ ctypedef fused arith:      # what `apply` computes in
 cdef extern from "lanes.h" nogil:
     void fill(lanes& to, double value)
     void fill(float_lanes& to, float value)
+    float_lanes first_of(const float_lanes& source, Py_ssize_t count)
+    lanes widened(const float_lanes& source)
+    float_lanes narrowed(const lanes& source)
+    void store(float* to, const float_lanes& source)
     void load(lanes& to, const double* source)
     void load(float_lanes& to, const float* source)
     void store(double* to, const lanes& source)
     lanes plus(const lanes& a, const lanes& b, double one)
     lanes minus(const lanes& a, const lanes& b, double one)
     lanes product_error(const lanes& a, const lanes& b, const lanes& p)
-    lanes plus_exact_product(const lanes& a, const lanes& b, const lanes& c)
     quarter plus(const quarter& a, const quarter& b, double one)
     quarter minus(const quarter& a, const quarter& b, double one)
     quarter product_error(const quarter& a, const quarter& b, const quarter& p)
-    quarter plus_exact_product(const quarter& a, const quarter& b, const quarter& c)
     quarter& quarter_of(lanes& source, int k)
     quarter first_of(const quarter& source, Py_ssize_t count)
     void load_quarter(quarter& to, const float16* source, Py_ssize_t count)
@@ -190,7 +191,6 @@ cdef extern from "lanes.h" nogil:
     void load_quarter(quarter& to, const double* source, Py_ssize_t count)
     void half_sum(double* to, const lanes& source)
     lanes first_of(const lanes& source, Py_ssize_t count)
-    lanes first_of_pairs(const lanes& source, Py_ssize_t count)
     lanes join(double left, double right, Py_ssize_t border)
     float_lanes join(float left, float right, Py_ssize_t border)
     void sum_of_four(double* to, const double* source, Py_ssize_t apart)
@@ -202,10 +202,6 @@ cdef extern from "lanes.h" nogil:
     void load_lanes(float_lanes& to, const bfloat16* source, Py_ssize_t count)
     void load_lanes(float_lanes& to, const float* source, Py_ssize_t count)
     void load_lanes(float_lanes& to, const double* source, Py_ssize_t count)
-    void load_any(lanes& to, const float16* source, Py_ssize_t count)
-    void load_any(lanes& to, const bfloat16* source, Py_ssize_t count)
-    void load_any(lanes& to, const float* source, Py_ssize_t count)
-    void load_any(lanes& to, const double* source, Py_ssize_t count)
     void store_lanes(float16* to, const lanes& source, Py_ssize_t count, bint streams)
     void store_lanes(bfloat16* to, const lanes& source, Py_ssize_t count, bint streams)
     void store_lanes(float* to, const lanes& source, Py_ssize_t count, bint streams)
@@ -228,6 +224,8 @@ cdef enum:
     PIECE = TERMS * 16
     # Positions of a row whose coefficients are in registers together.
     COLUMNS = 64
+    # Terms of 16-bit numbers that are summed in float32: nine roundings are less than 2^-20 together.
+    TOGETHER = 8
     # Channels that are finished at a time: a register of 512 bits.
     FEW = 8
     # Bytes that a unit is read from where everything fits L2: it is still in L1 when it is applied to.
@@ -270,9 +268,13 @@ include "twofold.pxi"
 include "element.pxi"
 include "plan.pxi"
 include "channels.pxi"
-include "reduce.pxi"
+include "sums.pxi"
+include "halves.pxi"
+include "reduce_runs.pxi"
+include "reduce_rows.pxi"
 include "finish.pxi"
-include "apply.pxi"
+include "apply_runs.pxi"
+include "apply_rows.pxi"
 include "sweep.pxi"
 include "tiles.pxi"
 include "schedule.pxi"

@@ -116,8 +116,7 @@ BNBP_INLINE pack<double, N> fused(const pack<double, N>& a, const pack<double, N
     }
 }
 
-/* The functions of machine.h, for packs: a + b and a - b by the units that multiply, a * b + c of factors whose product
-   is exact, and the rounding error of p = a * b. */
+/* The functions of machine.h, for packs: a + b and a - b by the units that multiply, and the rounding error of p = a * b. */
 template <int N> BNBP_INLINE pack<double, N> plus(const pack<double, N>& a, const pack<double, N>& b, double one) {
 #if defined(__FMA__)
     pack<double, N> unit;
@@ -130,11 +129,6 @@ template <int N> BNBP_INLINE pack<double, N> plus(const pack<double, N>& a, cons
 }
 template <int N> BNBP_INLINE pack<double, N> minus(const pack<double, N>& a, const pack<double, N>& b, double one) {
     return plus(a, -b, one);
-}
-template <int N>
-BNBP_INLINE pack<double, N> plus_exact_product(const pack<double, N>& a, const pack<double, N>& b,
-                                               const pack<double, N>& c) {
-    return fused(a, b, c);
 }
 template <int N>
 BNBP_INLINE pack<double, N> product_error(const pack<double, N>& a, const pack<double, N>& b,
@@ -179,9 +173,18 @@ template <int N> BNBP_INLINE pack<double, N> first_of(const pack<double, N>& p, 
 #endif
     }
 }
-/* The same where those at even places are in the first half, and those at odd ones in the second. */
-BNBP_INLINE lanes first_of_pairs(const lanes& p, ptrdiff_t count) {
-    return {first_of(p.low, (count + 1) / 2), first_of(p.high, count / 2)};
+BNBP_INLINE float_lanes first_of(const float_lanes& p, ptrdiff_t count) {
+#if defined(__AVX512F__)
+    return {_mm512_maskz_mov_ps((__mmask16)((1u << count) - 1), p.at)};
+#else
+    float x[16];
+    store(x, p);
+    for (int i = 0; i < 16; ++i)
+        x[i] = i < count ? x[i] : 0.0f;
+    float_lanes some;
+    load(some, x);
+    return some;
+#endif
 }
 
 /* A quarter of the lanes, to be changed in place; `k` is a constant. */
@@ -277,17 +280,24 @@ template <typename T, typename From> BNBP_INLINE void load_lanes(pack<T, 16>& p,
     load(p, x);
 }
 
-/* The same, but the order of bfloat16 is that of registers: those at even places first. */
-template <typename From> BNBP_INLINE void load_any(lanes& p, const From* from, ptrdiff_t count) {
-    load_lanes(p, from, count);
+/* From float32 to float64, and numbers that are of float32 anyway back. */
+BNBP_INLINE lanes widened(const float_lanes& p) {
+    float x[16];
+    double y[16];
+    lanes wide;
+    store(x, p);
+    widen(y, x);
+    load(wide, y);
+    return wide;
 }
-BNBP_INLINE void load_any(lanes& p, const bfloat16* from, ptrdiff_t count) {
+BNBP_INLINE float_lanes narrowed(const lanes& p) {
     double x[16];
-    if (count == 16)
-        widen_any(x, from);
-    else
-        widen_part_any(x, from, count);
-    load(p, x);
+    float y[16];
+    float_lanes narrow;
+    store(x, p);
+    convert(y, x);
+    load(narrow, y);
+    return narrow;
 }
 
 /* And back, rounded once: into the caches or, if they are all, past them. */

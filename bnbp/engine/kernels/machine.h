@@ -181,12 +181,6 @@ template <typename To, typename From> static inline void convert(To* to, const F
     for (int i = 0; i < 16; ++i)
         to[i] = To(from[i]);
 }
-/* The same, but those at even places come first. */
-template <typename To, typename From> static inline void convert_pairs(To* to, const From* from) {
-    for (int i = 0; i < 8; ++i)
-        to[i] = To(from[2 * i]), to[i + 8] = To(from[2 * i + 1]);
-}
-
 /* 16 numbers in a wider type. Where `to` is an array that nothing else looks at, they stay in registers; left to
    itself, GCC loads a whole register of float32 and takes it apart, which costs a quarter more than to convert while
    loading. */
@@ -243,33 +237,6 @@ static inline void widen(double* to, const bfloat16* from) {
 /* Not called: the two types of float32 and float64 that the kernels are written for are one, or the other way round. */
 static inline void widen(float* to, const double* from) { convert(to, from); }
 
-/* 16 numbers for a sum, whose order is free: of bfloat16 those at even places come first, as registers have them. */
-static inline void widen_any(double* to, const float* from) { widen(to, from); }
-static inline void widen_any(double* to, const float16* from) { widen(to, from); }
-static inline void widen_any(double* to, const bfloat16* from) {
-#if defined(__AVX2__)
-    const __m256i pairs = _mm256_loadu_si256((const __m256i*)from), top = _mm256_set1_epi32((int)0xffff0000);
-    const __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)),
-                 odd = _mm256_castsi256_ps(_mm256_and_si256(pairs, top));
-    _mm256_storeu_pd(to, _mm256_cvtps_pd(_mm256_castps256_ps128(even)));
-    _mm256_storeu_pd(to + 4, _mm256_cvtps_pd(_mm256_extractf128_ps(even, 1)));
-    _mm256_storeu_pd(to + 8, _mm256_cvtps_pd(_mm256_castps256_ps128(odd)));
-    _mm256_storeu_pd(to + 12, _mm256_cvtps_pd(_mm256_extractf128_ps(odd, 1)));
-#else
-    convert_pairs(to, from);
-#endif
-}
-static inline void widen_any(float* to, const float16* from) { widen(to, from); }
-static inline void widen_any(float* to, const bfloat16* from) {
-#if defined(__AVX2__)
-    const __m256i pairs = _mm256_loadu_si256((const __m256i*)from), top = _mm256_set1_epi32((int)0xffff0000);
-    _mm256_storeu_si256((__m256i*)to, _mm256_slli_epi32(pairs, 16));
-    _mm256_storeu_si256((__m256i*)(to + 8), _mm256_and_si256(pairs, top));
-#else
-    convert_pairs(to, from);
-#endif
-}
-
 /* The first `count` (1 to 15) of 16 numbers, then zeros; and back. Nothing past them is read or written. */
 #if defined(__AVX2__)
 static inline __m256i first_of_eight(ptrdiff_t count) {
@@ -280,6 +247,12 @@ static inline __m256i first_of_four(ptrdiff_t count) {
 }
 #endif
 template <typename T> static inline void load_some(T* to, const T* from, ptrdiff_t count) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    if constexpr (sizeof(T) == 2) {
+        _mm256_storeu_si256((__m256i*)to, _mm256_maskz_loadu_epi16((__mmask16)((1u << count) - 1), from));
+        return;
+    }
+#endif
     memset((void*)to, 0, 16 * sizeof(T));
     memcpy((void*)to, from, (size_t)count * sizeof(T));
 }
@@ -327,12 +300,6 @@ template <typename To, typename From> static inline void widen_part(To* to, cons
     load_some(some, from, count);
     widen(to, some);
 }
-static inline void widen_part_any(double* to, const float* from, ptrdiff_t count) { widen_part(to, from, count); }
-template <typename From> static inline void widen_part_any(double* to, const From* from, ptrdiff_t count) {
-    From some[16];
-    load_some(some, from, count);
-    widen_any(to, some);
-}
 static inline void store_part(float* to, const float* from, ptrdiff_t count) {
 #if defined(__AVX512F__)
     _mm512_mask_storeu_ps(to, (__mmask16)((1u << count) - 1), _mm512_loadu_ps(from));
@@ -356,6 +323,12 @@ static inline void store_part(double* to, const double* from, ptrdiff_t count) {
 #endif
 }
 template <typename T> static inline void store_part(T* to, const T* from, ptrdiff_t count) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    if constexpr (sizeof(T) == 2) {
+        _mm256_mask_storeu_epi16(to, (__mmask16)((1u << count) - 1), _mm256_loadu_si256((const __m256i*)from));
+        return;
+    }
+#endif
     memcpy(to, from, (size_t)count * sizeof(T));
 }
 
@@ -570,15 +543,6 @@ static inline void narrow_line(float16* to, const float* from) {
 #else
     narrow(to, from);
     narrow(to + 16, from + 16);
-#endif
-}
-
-/* a * b + c, of factors whose product is exact: with one instruction or two, the bits are the same. */
-static inline double plus_exact_product(double a, double b, double c) {
-#if defined(__FMA__)
-    return fma(a, b, c);
-#else
-    return a * b + c;
 #endif
 }
 

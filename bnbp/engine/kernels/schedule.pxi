@@ -67,7 +67,7 @@ cdef void run_units(const bnbp_arguments* a, const real[:, :, ::1]& x, const rea
     cdef Py_ssize_t c0, c1
     cdef Channels channels = channels_at(memory.channels + (thread * channels_size(p.c) if p.private else 0), p.c)
     if p.private and p.operator != TRAINING:
-        prepare(a, &channels, 0, p.c, <real> 0)
+        prepare(a, &channels, 0, p.c)
     for unit in range(first, last):
         c0, c1 = unit * p.unit, min(unit * p.unit + p.unit, p.c)
         if p.reduces:
@@ -118,7 +118,7 @@ cdef bnbp_status run(const bnbp_arguments* a, Operator operator, const real* inp
     VIEW(partial, aligned, p.chunks, 4, p.c, sizeof(double))
     channels = channels_at(memory.channels, p.c)
     if reduces and operator != TRAINING and not p.private:
-        prepare(a, &channels, 0, p.c, <real> 0)
+        prepare(a, &channels, 0, p.c)
 
     if p.shared:
         with parallel(num_threads=team):

@@ -1,0 +1,38 @@
+# Halves: sums of 16-bit numbers, of up to TOGETHER terms in float32 and from there on in float64.
+
+cdef inline void add_halves(const real* x, const real* dy, Py_ssize_t count, const float_lanes* shift,
+                            float_lanes* delta, float_lanes* product) noexcept nogil:
+    """Adds LANES elements side by side, or the first `count`, to their sums."""
+    cdef float_lanes centered, deltas
+    load_lanes(centered, x, count)
+    load_lanes(deltas, dy, count)
+    centered = centered + shift[0]
+    if count < LANES:  # there is no deviation where there is no element
+        centered = first_of(centered, count)
+    delta[0] = delta[0] + deltas
+    product[0] = product[0] + deltas * centered
+
+
+cdef inline void add_widened(LaneSums* sums, const float_lanes* delta, const float_lanes* product) noexcept nogil:
+    sums.delta = sums.delta + widened(delta[0])
+    sums.product = sums.product + widened(product[0])
+
+
+cdef inline void reduce_halves(const real* x, const real* dy, Py_ssize_t count, Py_ssize_t ahead, float shift,
+                               LaneSums* sums) noexcept nogil:
+    """Adds a part of a run, which begins TOGETHER * LANES elements after another one, if not first."""
+    cdef float_lanes delta, product, shifts
+    cdef Py_ssize_t i = 0, stop
+    fill(shifts, shift)
+    while i < count:
+        fill(delta, <float> 0.0)
+        fill(product, <float> 0.0)
+        stop = min(i + TOGETHER * LANES, count)
+        while i + LANES <= stop:
+            look_ahead(x + i, dy + i, ahead, True)
+            add_halves(x + i, dy + i, LANES, &shifts, &delta, &product)
+            i += LANES
+        if i < stop:
+            add_halves(x + i, dy + i, stop - i, &shifts, &delta, &product)
+            i = stop
+        add_widened(sums, &delta, &product)

@@ -1,0 +1,226 @@
+# Reduce, short runs: the sums of a chunk, with an accumulator for each position of a row.
+
+cdef struct Accumulators:  # of the positions of a row, LANES of them in registers on their way down the rows
+    double* delta
+    double* product
+    double* delta_lo
+    double* product_lo
+    const double* shift      # the means, negated
+    float* half_delta        # of 16-bit numbers: the sums of the last few rows
+    float* half_product
+
+
+cdef inline void begin_columns(LaneSums* sums, lanes* shift, const Accumulators* a, Py_ssize_t i, bint begins, real tag
+                               ) noexcept nogil:
+    """Takes up the sums of LANES positions; the first rows begin with 0."""
+    load(shift[0], a.shift + i)
+    if begins:
+        clear_sums(sums)
+        return
+    load(sums.delta, a.delta + i)
+    load(sums.product, a.product + i)
+    if real is double:
+        load(sums.delta_lo, a.delta_lo + i)
+        load(sums.product_lo, a.product_lo + i)
+
+
+cdef inline void end_columns(LaneSums* sums, const Accumulators* a, Py_ssize_t i, bint ends, real tag) noexcept nogil:
+    """Puts the sums of LANES positions down; with some rows end the terms that are summed together."""
+    if ends and real is not double:
+        load(sums.delta_lo, a.delta_lo + i)
+        load(sums.product_lo, a.product_lo + i)
+        put_aside(sums, tag)
+    store(a.delta + i, sums.delta)
+    store(a.product + i, sums.product)
+    if ends or real is double:
+        store(a.delta_lo + i, sums.delta_lo)
+        store(a.product_lo + i, sums.product_lo)
+
+
+cdef inline void reduce_columns(
+    const real* x,          # IN  (rows, count), with a pitch
+    const real* dy,         # IN
+    Py_ssize_t rows, Py_ssize_t pitch, Py_ssize_t count, Py_ssize_t ahead,
+    const Accumulators* a,  # IN OUT (count)
+    bint statistics, bint begins, bint ends,
+) noexcept nogil:
+    """Adds a few rows to the accumulators of their positions, and asks for what comes `ahead` elements later."""
+    cdef LaneSums sums, more
+    cdef lanes shift, shift_more
+    cdef Py_ssize_t i = 0, row, at, some
+    cdef double unit = one()
+    while i + 2 * LANES <= count:
+        begin_columns(&sums, &shift, a, i, begins, <real> 0)
+        begin_columns(&more, &shift_more, a, i + LANES, begins, <real> 0)
+        for row in range(rows):
+            at = row * pitch + i
+            look_ahead(x + at, dy + at, ahead, not statistics)
+            add_lanes(x + at, dy + at, &shift, &sums, statistics, unit)
+            at += LANES
+            look_ahead(x + at, dy + at, ahead, not statistics)
+            add_lanes(x + at, dy + at, &shift_more, &more, statistics, unit)
+        end_columns(&sums, a, i, ends, <real> 0)
+        end_columns(&more, a, i + LANES, ends, <real> 0)
+        i += 2 * LANES
+    while i < count:
+        some = min(count - i, LANES)
+        begin_columns(&sums, &shift, a, i, begins, <real> 0)
+        if some == LANES:
+            for row in range(rows):
+                at = row * pitch + i
+                look_ahead(x + at, dy + at, ahead, not statistics)
+                add_lanes(x + at, dy + at, &shift, &sums, statistics, unit)
+        else:
+            for row in range(rows):
+                at = row * pitch + i
+                add_rest(x + at, dy + at, some, &shift, &sums, statistics, unit)
+        end_columns(&sums, a, i, ends, <real> 0)
+        i += LANES
+
+
+cdef inline void reduce_halves_columns(
+    const real* x,          # IN  (rows, count), with a pitch
+    const real* dy,         # IN
+    Py_ssize_t rows, Py_ssize_t pitch, Py_ssize_t count, Py_ssize_t ahead,
+    const Accumulators* a,  # IN OUT (count)
+    bint begins, bint ends,
+) noexcept nogil:
+    """The same for 16-bit numbers: TOGETHER rows begin and end with the sums in float32."""
+    cdef LaneSums sums
+    cdef lanes wide_shift
+    cdef float_lanes delta, product, shift
+    cdef Py_ssize_t i, row, at, some
+    for i in range(0, count, 16):
+        some = min(count - i, LANES)
+        load(wide_shift, a.shift + i)
+        shift = narrowed(wide_shift)
+        if begins:
+            fill(delta, <float> 0.0)
+            fill(product, <float> 0.0)
+        else:
+            load(delta, a.half_delta + i)
+            load(product, a.half_product + i)
+        for row in range(rows):
+            at = row * pitch + i
+            look_ahead(x + at, dy + at, ahead, True)
+            if some == LANES:
+                add_halves(x + at, dy + at, LANES, &shift, &delta, &product)
+            else:
+                add_halves(x + at, dy + at, some, &shift, &delta, &product)
+        if ends:
+            load(sums.delta, a.delta + i)
+            load(sums.product, a.product + i)
+            add_widened(&sums, &delta, &product)
+            store(a.delta + i, sums.delta)
+            store(a.product + i, sums.product)
+        else:
+            store(a.half_delta + i, delta)
+            store(a.half_product + i, product)
+
+
+cdef inline void halves_of(const real* x, const real* dy, Py_ssize_t rows, Py_ssize_t pitch, Py_ssize_t count,
+                           Py_ssize_t ahead, const Accumulators* a, bint begins, bint ends) noexcept nogil:
+    if real is float16 or real is bfloat16:
+        reduce_halves_columns(x, dy, rows, pitch, count, ahead, a, begins, ends)
+
+
+cdef void reduce_rows(
+    const real* x,          # IN
+    const real* dy,         # IN
+    Task t,
+    const Plan* p,
+    const double* means,    # IN  (t.c1 - t.c0), and room for LANES more
+    bint statistics,
+    double[:, :, ::1]& partial,  # OUT
+) noexcept nogil:
+    """The sums of a chunk of short runs: an accumulator for each position of a row, folded by channel at the end."""
+    cdef double[POSITIONS + 16] delta, delta_lo, product, product_lo, shift
+    cdef bint halves = sizeof(real) == 2 and not statistics
+    cdef Accumulators a
+    cdef Py_ssize_t i, k, c, count, length, row = 0, position = 0, left = TERMS, ahead, s = p.s
+    cdef Py_ssize_t channels = t.c1 - t.c0, rows = t.rows - (t.last < t.length), repeat = channels * s
+    cdef bint linear = real is not double and p.far and t.length <= POSITIONS // 2, ends
+    cdef bint aside = real is not double and t.rows >= TERMS and not halves
+    a.delta, a.delta_lo, a.product, a.product_lo, a.shift = delta, delta_lo, product, product_lo, shift
+    a.half_delta, a.half_product = <float*> delta_lo, <float*> product_lo
+    if s == 1:
+        for c in range(channels):
+            shift[c] = -means[c]
+        position = channels
+    else:
+        for c in range(channels):
+            for i in range(s):
+                shift[position] = -means[c]
+                position += 1
+    while position < t.length:
+        shift[position] = shift[position - repeat]
+        position += 1
+    if aside or real is double:
+        memset(delta_lo, 0, t.length * sizeof(double))
+        memset(product_lo, 0, t.length * sizeof(double))
+    if halves:
+        memset(delta, 0, (t.length + LANES) * sizeof(double))
+        memset(product, 0, (t.length + LANES) * sizeof(double))
+    while row < t.rows:
+        count, length = 1, t.last
+        if row < rows:
+            count, length = min(min(rows - row, 1 if linear else GROUP), left), t.length
+        left -= count
+        ends = left == 0
+        if ends:
+            left = TERMS
+        ahead = 0 if linear or not p.far else count * t.pitch
+        if halves:
+            halves_of(x, dy, count, t.pitch, length, ahead, &a, row % TOGETHER == 0 or row == rows,
+                      (row + count) % TOGETHER == 0 or row + count == rows or row + count == t.rows)
+        elif statistics:
+            reduce_columns(x, x, count, t.pitch, length, ahead, &a, True, row == 0, ends)
+        else:
+            reduce_columns(x, dy, count, t.pitch, length, ahead, &a, False, row == 0, ends)
+        x += count * t.pitch
+        dy += count * t.pitch
+        row += count
+    # First what was put aside, then rows that were taken as one, then the positions of a channel.
+    if aside:
+        for i in range(t.length):
+            delta[i] += delta_lo[i]
+            product[i] += product_lo[i]
+    position = repeat
+    while position < t.length:
+        for i in range(repeat):
+            add_part(&delta[i], &delta_lo[i], delta[position + i], delta_lo[position + i], <real> 0)
+            add_part(&product[i], &product_lo[i], product[position + i], product_lo[position + i], <real> 0)
+        position += repeat
+    for k in range(1, s):
+        for c in range(channels):
+            i = c * s
+            add_part(&delta[i], &delta_lo[i], delta[i + k], delta_lo[i + k], <real> 0)
+            add_part(&product[i], &product_lo[i], product[i + k], product_lo[i + k], <real> 0)
+    for c in range(channels):
+        i = c * s
+        set_sums(partial, t.chunk, t.c0 + c, delta[i], product[i], delta_lo[i] if real is double else 0.0,
+                 product_lo[i] if real is double else 0.0)
+
+
+cdef void reduce_task(
+    const real[:, :, ::1]& x,       # IN
+    const real[:, :, ::1]& dy,      # IN
+    const Channels* channels,       # IN  (C)
+    double[:, :, ::1]& partial,     # OUT (chunks, 4, C), as of `reduce_runs`
+    const Plan* p,
+    Task t,
+) noexcept nogil:
+    cdef const real* x0 = &x[t.n0, t.c0, 0]
+    cdef const real* dy0 = &dy[t.n0, t.c0, 0]
+    cdef double[POSITIONS] shift
+    cdef Py_ssize_t c
+    if p.operator != TRAINING:
+        reduce_rows(x0, dy0, t, p, channels.mean + t.c0, False, partial)
+        if real is bfloat16:
+            redo_overflown(x, dy, channels, partial, p, t.chunk, t.c0, t.c1)
+        return
+    for c in range(t.c1 - t.c0):
+        shift[c] = x0[c * p.s]
+    reduce_rows(x0, x0, t, p, shift, True, partial)
+    for c in range(t.c1 - t.c0):
+        finish_chunk(partial, t.chunk, t.c0 + c, shift[c], count_of(p, t.chunk))

@@ -1,0 +1,102 @@
+# Sums: LANES accumulators side by side, and how elements are added to them.
+
+cdef inline void add_quarter(const real* x, const real* dy, Py_ssize_t count, int k, const lanes* shift, LaneSums* sums,
+                             bint statistics, double unit) noexcept nogil:
+    """Adds the lanes of quarter `k` to their sums, or the first `count` of these."""
+    cdef quarter centered, rounded_off, delta, mean = quarter_of((<lanes*> shift)[0], k)
+    load_quarter(centered, x + 4 * k, count)
+    if real is double:
+        centered = two_sum_of(centered, mean, &rounded_off, unit)
+        if count < 4:
+            rounded_off = first_of(rounded_off, count)
+    else:
+        centered = centered + mean
+    if count < 4:  # there is no deviation where there is no element
+        centered = first_of(centered, count)
+    if not statistics:
+        load_quarter(delta, dy + 4 * k, count)
+    add_term(&quarter_of(sums.delta, k), &quarter_of(sums.delta_lo, k), &quarter_of(sums.product, k),
+             &quarter_of(sums.product_lo, k), delta, centered, rounded_off, statistics, unit,
+             <real> 0)
+
+
+cdef inline void add_lanes(const real* x, const real* dy, const lanes* shift, LaneSums* sums, bint statistics,
+                           double unit) noexcept nogil:
+    """Adds LANES elements side by side to their sums; `shift` is the mean of each, negated."""
+    cdef lanes centered, rounded_off, delta
+    if real is double:  # all 16 at once would need more registers than there are
+        add_quarter(x, dy, 4, 0, shift, sums, statistics, unit)
+        add_quarter(x, dy, 4, 1, shift, sums, statistics, unit)
+        add_quarter(x, dy, 4, 2, shift, sums, statistics, unit)
+        add_quarter(x, dy, 4, 3, shift, sums, statistics, unit)
+    else:
+        load_lanes(centered, x, LANES)
+        centered = centered + shift[0]
+        if not statistics:
+            load_lanes(delta, dy, LANES)
+        add_term(&sums.delta, &sums.delta_lo, &sums.product, &sums.product_lo, delta, centered, rounded_off,
+                 statistics, unit, <real> 0)
+
+
+cdef inline void add_rest(const real* x, const real* dy, Py_ssize_t count, const lanes* shift, LaneSums* sums,
+                          bint statistics, double unit) noexcept nogil:
+    """Adds less than the lanes, a quarter at a time: 49 elements are three times the lanes and one."""
+    add_quarter(x, dy, min(count, 4), 0, shift, sums, statistics, unit)
+    if count > 4:
+        add_quarter(x, dy, min(count - 4, 4), 1, shift, sums, statistics, unit)
+    if count > 8:
+        add_quarter(x, dy, min(count - 8, 4), 2, shift, sums, statistics, unit)
+    if count > 12:
+        add_quarter(x, dy, min(count - 12, 4), 3, shift, sums, statistics, unit)
+
+
+cdef inline void look_ahead(const real* x, const real* dy, Py_ssize_t ahead, bint both) noexcept nogil:
+    """Asks for the LANES elements that come `ahead` elements later, if that is not 0."""
+    if ahead:
+        prefetch(x + ahead, LANES * sizeof(real))
+        if both:
+            prefetch(dy + ahead, LANES * sizeof(real))
+
+
+cdef inline void clear_sums(LaneSums* sums) noexcept nogil:
+    fill(sums.delta, 0.0)
+    fill(sums.product, 0.0)
+    fill(sums.delta_lo, 0.0)
+    fill(sums.product_lo, 0.0)
+
+
+cdef inline void put_aside(LaneSums* sums, real tag) noexcept nogil:
+    """Adds the sums of the last few terms to what is kept beside them, and begins anew. Those of float64 go on."""
+    if real is not double:
+        sums.delta_lo = sums.delta_lo + sums.delta
+        sums.product_lo = sums.product_lo + sums.product
+        fill(sums.delta, 0.0)
+        fill(sums.product, 0.0)
+
+
+cdef inline void load_sums(LaneSums* sums, const double* memory, bint all, real tag) noexcept nogil:
+    load(sums.delta, memory)
+    load(sums.product, memory + LANES)
+    if all or real is double:
+        load(sums.delta_lo, memory + 2 * LANES)
+        load(sums.product_lo, memory + 3 * LANES)
+
+
+cdef inline void store_sums(double* memory, const LaneSums* sums, bint all, real tag) noexcept nogil:
+    store(memory, sums.delta)
+    store(memory + LANES, sums.product)
+    if all or real is double:
+        store(memory + 2 * LANES, sums.delta_lo)
+        store(memory + 3 * LANES, sums.product_lo)
+
+
+cdef inline void fold(double* hi, double* lo) noexcept nogil:
+    """Adds the lanes of float64 in halves, into the first."""
+    cdef Py_ssize_t lane
+    for lane in range(8):
+        add(&hi[lane], &lo[lane], hi[lane + 8], lo[lane + 8], 1.0)
+    for lane in range(4):
+        add(&hi[lane], &lo[lane], hi[lane + 4], lo[lane + 4], 1.0)
+    for lane in range(2):
+        add(&hi[lane], &lo[lane], hi[lane + 2], lo[lane + 2], 1.0)
+    add(&hi[0], &lo[0], hi[1], lo[1], 1.0)
