@@ -176,6 +176,24 @@ def test_sixteen_bits_do_not_overflow_on_the_way(layout):
     assert (got.input_delta == 0).all()  # what normalising takes away: the gradient along the data itself
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("size", "times"), [(2.0**100, 1), (2.0**126, 1.5)])
+def test_bfloat16_sums_do_not_overflow_in_float32(layout, size, times):
+    """Products of 2^200, and sums of 2^128 that come down again: float32 has no number for them, their sums do fit."""
+    x = np.tile(np.array([2.0**-10, -(2.0**-10), 1, -1], ml_dtypes.bfloat16), 300)
+    dy = np.repeat(np.array([1, 1, 1, -1], ml_dtypes.bfloat16), 300)
+    x, dy = (x * np.float32(2.0**100)).astype(x.dtype), (dy * np.float32(size * times)).astype(dy.dtype)
+    statistics = np.zeros(1, np.float32), np.full(1, 2.0**-120, np.float32)
+    got = bnbp.batch_norm_training_backprop_reduce(LAYOUTS[layout](x), statistics[0], LAYOUTS[layout](dy))
+    delta, product = (
+        sum(Fraction(float(a)) * Fraction(float(b)) for a, b in zip(dy, other, strict=True)) for other in (x * 0 + 1, x)
+    )
+    terms = [abs(Fraction(float(a)) * Fraction(float(b))) for a, b in zip(dy, x, strict=True)]
+    assert max(terms) > 2**128  # or float32 would have done
+    assert Fraction(float(got.delta_sum[0])) == delta
+    assert abs(Fraction(float(got.delta_centered_sum[0])) - product) <= sum(terms) / 2**20
+
+
 @pytest.mark.parametrize("half", [np.float16, ml_dtypes.bfloat16])
 def test_every_16_bit_number_is_read_and_rounded_once(half):
     """`dx = dy * scale` for every number there is, with a scale that float64 alone keeps; and ties go to even."""

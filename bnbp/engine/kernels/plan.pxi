@@ -109,7 +109,7 @@ cdef inline void plan_runs(Plan* p, Py_ssize_t channel, Py_ssize_t line, bint ca
             p.unit = max(p.c // (4 * p.team), 1)
         return
     if cached:
-        unit = max(min(max(UNIT // channel, SEGMENT // p.s, 4), l2 // 4 // channel), 1)
+        unit = max(min(max(UNIT // channel, SEGMENT // p.s, 4), l2 // 4 // channel), 1) if p.per_run == 1 else 1
         if unit > FEW:
             unit -= unit % FEW
         if p.team > 1 and p.c >= 2 * p.team:
