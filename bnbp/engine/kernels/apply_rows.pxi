@@ -1,4 +1,7 @@
 # Apply, short runs: each position of a row has its coefficients.
+#
+# A task is a rectangle, some rows of some positions. Two columns of LANES positions at a time, whose coefficients are
+# in registers for two rows.
 
 cdef struct Positions:     # a, b, c and d of the positions of a row
     double* wide[4]
@@ -45,8 +48,8 @@ cdef inline void apply_rest(const real* x, const real* dy, real* to, Py_ssize_t 
 cdef inline void apply_rectangle_as(const real* x, const real* dy, real* to, Py_ssize_t rows, Py_ssize_t pitch,
                                     Py_ssize_t first, Py_ssize_t last, bint linear, const Positions* at,
                                     bint normalize, bint streams, arith tag) noexcept nogil:
-    # From memory, that is the order in which the CPU sees what comes next: 0.6 ns an element instead of 1.1, where asking
-    # for it ahead costs 5 %. And of rows a multiple of a page apart it takes what is read for what was just written.
+    # From memory, `linear` is the order in which the CPU sees what comes next: 0.6 ns an element instead of 1.1, and to
+    # ask for it ahead costs 5 %. Of rows a multiple of a page apart what is read passes for what was just written. (A)
     cdef Py_ssize_t row = 0, i, k, some, whole = (last - first) // (2 * LANES) * (2 * LANES) + first
     cdef Py_ssize_t together = 1 if linear or pitch * sizeof(real) % 4096 == 0 else 2
     while row < rows:

@@ -1,4 +1,10 @@
 # Apply, long runs: the output, from the tensors and the coefficients of the channels.
+#
+# Results that do not fit the caches are streamed past them. That wants whole cache lines: a line that was written in
+# two parts would be read from memory, and every write after it would wait; at 28 x 28, where NumPy's arrays begin in
+# the middle of a line, that cost a quarter of the time. So lanes always begin where a line, or a part of one, does;
+# those that two channels share are computed with the coefficients of both, and a line that two units or tasks share is
+# left to the second.
 
 cdef inline Py_ssize_t block_of(real tag) noexcept nogil:
     """Elements of a block: twice as many of 16 bits, which are as many bytes."""

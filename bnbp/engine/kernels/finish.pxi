@@ -1,4 +1,7 @@
-# Finish: from the sums of the chunks to outputs and coefficients, a few channels at a time.
+# Finish: from the sums of the chunks to outputs and coefficients, FEW channels at a time.
+#
+# What the numbers of a channel round off is carried for float64; for the other types float64 alone is more than
+# enough.
 
 cdef struct Totals:        # of FEW channels
     double[8] delta, delta_lo, product, product_lo

@@ -116,7 +116,8 @@ BNBP_INLINE pack<double, N> fused(const pack<double, N>& a, const pack<double, N
     }
 }
 
-/* The functions of machine.h, for packs: a + b and a - b by the units that multiply, and the rounding error of p = a * b. */
+/* The functions of machine.h, for packs: a + b and a - b by the units that multiply, and the rounding error of p = a *
+ * b. */
 template <int N> BNBP_INLINE pack<double, N> plus(const pack<double, N>& a, const pack<double, N>& b, double one) {
 #if defined(__FMA__)
     pack<double, N> unit;
@@ -249,10 +250,10 @@ BNBP_INLINE void sum_of_four(double* to, const double* from, ptrdiff_t apart) {
     __m256d four[4];
     for (int i = 0; i < 4; ++i)
         four[i] = _mm256_loadu_pd(from + i * apart);
-    const __m256d even = _mm256_add_pd(_mm256_permute2f128_pd(four[0], four[2], 0x20),
-                                       _mm256_permute2f128_pd(four[0], four[2], 0x31));
-    const __m256d odd = _mm256_add_pd(_mm256_permute2f128_pd(four[1], four[3], 0x20),
-                                      _mm256_permute2f128_pd(four[1], four[3], 0x31));
+    const __m256d even =
+        _mm256_add_pd(_mm256_permute2f128_pd(four[0], four[2], 0x20), _mm256_permute2f128_pd(four[0], four[2], 0x31));
+    const __m256d odd =
+        _mm256_add_pd(_mm256_permute2f128_pd(four[1], four[3], 0x20), _mm256_permute2f128_pd(four[1], four[3], 0x31));
     _mm256_storeu_pd(to, _mm256_hadd_pd(even, odd));
 #else
     for (int i = 0; i < 4; ++i, from += apart)
@@ -301,8 +302,8 @@ BNBP_INLINE float_lanes narrowed(const lanes& p) {
 }
 
 /* And back, rounded once: into the caches or, if they are all, past them. */
-template <typename To, typename T> BNBP_INLINE void store_lanes(To* to, const pack<T, 16>& p, ptrdiff_t count,
-                                                                bool streams) {
+template <typename To, typename T>
+BNBP_INLINE void store_lanes(To* to, const pack<T, 16>& p, ptrdiff_t count, bool streams) {
     alignas(64) To x[16];
     if constexpr (sizeof(To) == sizeof(T)) {
         store((T*)x, p);

@@ -1,4 +1,11 @@
-# Plan: who works on what, in which order.
+# The plan: who works on what, in which order.
+#
+# What decides about bits is a function of the shape and the type alone, and stands first. What decides about speed
+# follows from the caches and the threads. Where the caches hold everything, the work goes by units of a few channels,
+# reduced and then applied to while they are in L1; each thread has units, or columns, of its own, and waits for
+# nobody. From memory, long runs are swept (see sweep.pxi), in units that fit L2; a unit that does not is worked on by
+# all threads together, each on its own chunks, with a barrier between the passes. Short runs are reduced and then
+# applied to, unit by unit, and where a row holds all channels (channels-last) there is one unit, everything.
 
 cdef enum Operator:
     TRAINING
@@ -24,7 +31,7 @@ cdef struct Plan:
     bint shared            # all threads work on a unit together
     bint private           # each thread has numbers of the channels to itself
     bint fused             # a unit is applied to while the next one is reduced
-    bint far               # the data is asked for ahead, which is 10 % faster even out of L2
+    bint far               # the data comes from memory
     bint streams           # the output is written past the caches
     bint tiled             # the tensors are gathered, a tile at a time
     Py_ssize_t scratch     # bytes for the tiles of a thread
@@ -46,11 +53,11 @@ cdef Plan plan_of(const bnbp_arguments* a, Operator operator, bint reduces, bint
     p.operator = operator
     p.n, p.c, p.s = a.n, a.c, a.s
     p.reduces, p.applies = reduces, applies
-    p.streams = elements * size >= 2 * l2 and not in_place
+    p.streams = elements * size >= STREAMED * l2 and not in_place
     p.team = 1
     if elements >= REGION and not kernels_.serial:
         p.team = min(a.num_threads if a.num_threads > 0 else default_team(), MAX_TEAM)
-    cached = elements * size * (2 if operator == TRAINING else 3) <= 24 * l2
+    cached = elements * size * (2 if operator == TRAINING else 3) <= CACHED * l2
     p.runs = a.s >= max(RUN, 64 // size)  # a cache line has no more than two channels
     p.far = not cached
     p.merge = p.per_run = p.width = p.length = p.together = 1
@@ -59,7 +66,7 @@ cdef Plan plan_of(const bnbp_arguments* a, Operator operator, bint reduces, bint
     p.tiled = elements and a.lengths is not NULL
     p.scratch = 0
 
-    # What decides about bits: a function of the shape alone.
+    # What decides about bits: a function of the shape and the type alone.
     if elements and p.runs:
         p.per_run = (a.s + CHUNK - 1) // CHUNK
         p.length = ((a.s + p.per_run - 1) // p.per_run + LANES - 1) // LANES * LANES
@@ -73,7 +80,7 @@ cdef Plan plan_of(const bnbp_arguments* a, Operator operator, bint reduces, bint
             if p.merge > LANES:
                 p.merge -= p.merge % LANES  # whole lanes
         p.chunks = min(max(a.n // (ROWS * p.merge), 1), CHUNKS)
-        most = min(MOST * p.merge, (1 << 16) // a.s)  # see e and f
+        most = min(MOST * p.merge, (1 << 16) // a.s)  # see element.pxi and reduce_runs.pxi
         if p.merge > 1:
             most = min(most, (1 << 18) // (a.c * a.s))  # a tile has all channels, and should not be much larger than L2
         p.chunks = max(p.chunks, (a.n + most - 1) // most)

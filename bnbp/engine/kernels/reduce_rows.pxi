@@ -1,4 +1,10 @@
 # Reduce, short runs: the sums of a chunk, with an accumulator for each position of a row.
+#
+# Short runs would end before lanes have begun. There the elements of a row, that is of neighbouring channels for one
+# n, or of some whole rows of few channels, each have an accumulator of their own, which goes down the rows of the
+# chunk. From the caches it stays in a register for GROUP rows; from memory the rows are read one after the other, in
+# the order in which the CPU sees what comes next: 256 channels take 0.31 ns an element so, and 0.72 with eight rows at
+# a time, asked for ahead or not (AMD EPYC, Zen 4).
 
 cdef struct Accumulators:  # of the positions of a row, LANES of them in registers on their way down the rows
     double* delta

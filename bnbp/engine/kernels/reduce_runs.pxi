@@ -1,4 +1,14 @@
 # Reduce, long runs: the sums of a chunk, with an accumulator for each place modulo LANES.
+#
+# Where the caches hold everything, a channel's accumulators are in registers from its first run in the chunk to its
+# last (`reduce_channels`). A sweep has them in memory between its blocks (`reduce_block`). Both add up the same terms
+# in the same order, and fold the lanes in halves at the end.
+#
+# Statistics: the sums of d = x - shift and of d^2 about the chunk's first element as the shift give the chunk's mean
+# and its sum of squared deviations, m2 = sum d^2 - (sum d)^2 / n, in one read. That cancels no more than a factor of n
+# + 1, because the shift is one of the n elements and so within sqrt(n) standard deviations of their mean; chunks of
+# 2^16 elements at most have that to spare, in float64 sums for float32, in twofold sums for float64. A constant chunk
+# has d = 0. `finish` merges the chunks.
 
 cdef inline void set_sums(double[:, :, ::1]& partial, Py_ssize_t chunk, Py_ssize_t c, double delta, double product,
                           double delta_lo, double product_lo) noexcept nogil:

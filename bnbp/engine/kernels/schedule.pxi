@@ -1,8 +1,8 @@
-# The schedule.
+# The schedule: units from first to last, by one thread or a team.
 
 cdef struct Memory:        # what a call works on besides its arguments
     void* output
-    char* channels         # of all threads, or of each its own; see `channels_of`
+    char* channels         # of all threads, or of each its own; see `channels_at`
     char* scratch          # one for each thread, if there are tiles
     int stopped            # 1: the call is to end
 

@@ -1,4 +1,8 @@
 # Sums: LANES accumulators side by side, and how elements are added to them.
+#
+# An accumulator takes TERMS terms at most; then its sum is put aside, to a second one, and it begins anew. So the
+# error of a chunk does not depend on its length. The accumulators of float64 need no such thing: their second ones
+# carry what the first have rounded off.
 
 cdef inline void add_quarter(const real* x, const real* dy, Py_ssize_t count, int k, const lanes* shift, LaneSums* sums,
                              bint statistics, double unit) noexcept nogil:

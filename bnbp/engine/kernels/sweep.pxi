@@ -1,4 +1,8 @@
-# Sweep: long runs, both passes at once.
+# Sweep: long runs that come from memory, both passes at once.
+#
+# What the second pass reads, the first should have left in L2. So a sweep applies to one unit while it reduces the
+# next, block by block: the memory then reads and writes at the same time, as the floor does. A unit too large for all
+# L2 caches together is reduced first and then applied to, the last chunk first.
 
 cdef void sweep(
     const real[:, :, ::1]& x,       # IN

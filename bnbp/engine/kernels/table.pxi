@@ -1,4 +1,4 @@
-# The table.
+# The table: what the rest of the package calls.
 
 cdef bnbp_status run_typed(const bnbp_arguments* a, Operator operator, void* output) noexcept nogil:
     if not (output or a.batch_mean or a.batch_variance or a.gamma_delta or a.beta_delta or a.statistics_mean

@@ -1,4 +1,8 @@
-# Tiles: tensors that are not dense in this order.
+# Tiles: tensors that are not dense in the order of the input's memory.
+#
+# A task gathers its chunk of all of them, of as many channels as leave room in L2, runs the same kernels on the
+# copies, and scatters the result. Chunks and their order are those of dense tensors, and so are the bits. Nothing is
+# streamed, and both passes gather; nothing is ever copied as a whole.
 
 cdef struct Tile:          # some rows and positions of some channels, and where their elements are
     Py_ssize_t n0, rows

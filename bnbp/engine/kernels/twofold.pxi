@@ -1,4 +1,6 @@
-# Arithmetic that loses nothing.
+# Arithmetic that loses nothing: sums and products of float64 with what they have rounded off.
+#
+# Ogita, Rump and Oishi, "Accurate sum and dot product", 2005.
 
 cdef struct Twofold:  # the unevaluated sum of two float64 numbers, about 106 bits
     double hi
