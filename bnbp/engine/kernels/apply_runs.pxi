@@ -37,17 +37,20 @@ cdef inline void apply_lanes(const real* x, const real* dy, real* to, Py_ssize_t
         store_lanes(to, value(xs, dys, a[0], b[0], c[0], d[0], False), count, streams)
 
 
-cdef inline void apply_line(const real* x, const real* dy, real* to, float a, float b, float c, float d,
-                            bint normalize, bint streams) noexcept nogil:
-    """A whole line of 16-bit numbers."""
+cdef inline void apply_line(const real* x, const real* dy, real* to, const float_lanes* a, const float_lanes* b,
+                            const float_lanes* c, const float_lanes* d, bint normalize, bint streams) noexcept nogil:
+    """A whole line of 16-bit numbers, which is twice the lanes."""
     cdef float[32] xs, dys, results
     cdef real[32] line
+    cdef float_lanes some, deltas
     cdef Py_ssize_t k
     if real is float16 or real is bfloat16:
         widen_line(xs, x)
         widen_line(dys, x if normalize else dy)
-        for k in range(32):
-            results[k] = ((xs[k] - a) - b) * c + d if normalize else ((dys[k] - a) - (xs[k] - b) * c) * d
+        for k in range(0, 32, 16):
+            load(some, xs + k)
+            load(deltas, dys + k)
+            store(results + k, value(some, deltas, a[0], b[0], c[0], d[0], normalize))
         narrow_line(line, results)
         if streams:
             stream_line(to, line)
@@ -68,8 +71,7 @@ cdef inline void apply_lines(const real* x, const real* dy, real* to, Py_ssize_t
         if count >= 32 and (not streams or past_line(to) == 0):
             for i in range(0, count - 31, 32):
                 look_ahead(x + i, dy + i, ahead, not normalize)
-                apply_line(x + i, dy + i, to + i, ch.narrow[0][q], ch.narrow[1][q], ch.narrow[2][q], ch.narrow[3][q],
-                           normalize, streams)
+                apply_line(x + i, dy + i, to + i, &a, &b, &c, &d, normalize, streams)
             i = count - count % 32
     while i < count:
         look_ahead(x + i, dy + i, ahead, not normalize)
