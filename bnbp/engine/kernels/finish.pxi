@@ -153,7 +153,7 @@ cdef inline void normalize_with(const bnbp_arguments* a, const Channels* ch, Py_
     get(beta, a.beta, c, count, a.parameter_type, 0.0)
     for k in range(8):
         hi[k] = mean[k] if real is double else <float> mean[k]
-        lo[k] = (mean[k] - hi[k]) + mean_lo[k]
+        lo[k] = (mean[k] - hi[k]) + mean_lo[k] if hi[k] - hi[k] == 0 else 0.0
     set_coefficients(ch, c, count, hi, lo, scale, beta, tag)
 
 
@@ -204,7 +204,7 @@ cdef inline void finish_gradient(const bnbp_arguments* a, const Plan* p, const C
     get(variance, a.variance, c, count, a.parameter_type, 1.0)
     if real is float16:
         for k in range(8):  # sum dy (x - mean) = sum dy (x - center) + (center - mean) sum dy
-            if mean[k] - mean[k] == 0:
+            if mean[k] - mean[k] == 0 and t.delta[k] - t.delta[k] == 0:
                 t.product[k] += (center(mean[k], <real> 0) - mean[k]) * t.delta[k]
     if a.delta_sum is not NULL:
         get(t.delta, a.delta_sum, c, count, BNBP_F64, 0.0)
