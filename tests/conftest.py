@@ -26,17 +26,18 @@ DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 # The types of tensors, and of parameters and statistics.
 MIXED = [(dtype, dtype) for dtype in DTYPES] + [(dtype, np.float32) for dtype in DTYPES[:2]]
 
-# What the kernels tell apart: runs shorter and longer than the lanes and than a chunk, chunks of many runs and many
-# chunks in a run, groups of channels, one channel, one element, and every place for the channel axis.
+# What the kernels tell apart: runs shorter and longer than the lanes and than a chunk, chunks of many runs or rows and
+# many chunks in a run, groups of channels, one channel, one element, and every place for the channel axis.
 LAYOUTS = [
     ((4, 3, 2, 2), 1),
     ((6, 1), 1),
     ((1, 5), 1),
     ((2000, 3), 1),
-    ((33, 130), 1),
+    ((520, 66), 1),
     ((3, 2, 2500), 1),
-    ((2, 1, 64, 64), 1),
+    ((2, 1, 64, 129), 1),
     ((16, 5, 9, 9), 1),
+    ((6, 5, 19), 1),
     ((40, 4, 3, 5, 7), 1),
     ((2, 9, 11, 70), -1),
     ((7, 300, 3), 0),

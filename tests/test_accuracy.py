@@ -18,6 +18,7 @@ LAYOUTS = {
     "one run": lambda v: v.reshape(1, 1, -1),
     "rows": lambda v: v.reshape(-1, 1),
     "planes": lambda v: v.reshape(-1, 1, 50),
+    "small planes": lambda v: v.reshape(-1, 1, 25),  # of 16-bit types these are rows
 }
 
 

@@ -14,12 +14,14 @@ USABLE = bnbp.show_config("dicts")["isa"]["usable"]
 USED = bnbp.show_config("dicts")["isa"]["used"]
 TESTS = Path(__file__).parent
 
-# Every operator on every layout the tests know and on hostile data, and sums that tell their order, as one digest.
+# Every operator on every layout the tests know and on hostile data, and sums that tell their order, as one digest. Of
+# what is left of the lanes, which each level masks in its own way, all lengths.
 DIGEST = """
 import hashlib, sys
 sys.path.insert(0, sys.argv[1])
 import ml_dtypes, numpy as np, bnbp
 from conftest import DTYPES, LAYOUTS, MIXED, make_batch, make_telling, sums_of
+from test_thresholds import LONG, RESTS, tensors_of, whole_numbers
 digest = hashlib.sha256()
 np.seterr(all="ignore")
 for dtype, parameters in MIXED:
@@ -37,8 +39,11 @@ for dtype, parameters in MIXED:
                             array[np.isnan(array)] = np.nan  # the sign of a NaN is nobody's business
                             digest.update(array.tobytes())
 for dtype in DTYPES:
-    for shape, axis in LAYOUTS:
+    for shape, axis in LAYOUTS + [(shape, 1) for shape in RESTS + LONG]:
         for array in sums_of(make_telling(shape, axis, dtype), axis):
+            digest.update(array.tobytes())
+    for shape in RESTS:
+        for array in tensors_of(whole_numbers(shape, dtype), shape, 0).values():
             digest.update(array.tobytes())
 print(bnbp.show_config("dicts")["isa"]["used"], digest.hexdigest())
 """
@@ -77,6 +82,7 @@ def test_the_kernels_pass_their_tests_on_every_other_level(level):
         "test_operators.py",
         "test_accuracy.py",
         "test_schedule.py",
+        "test_thresholds.py",
         "test_layouts.py",
         "-k",
         "not gigabyte",

@@ -14,11 +14,11 @@ from conftest import make_batch, make_telling, same_bits, sums_of
 
 import bnbp
 
-# Short runs and long ones, a channel in many chunks, rows that are merged; axes of length 1; and a single element for
-# each channel. The channels are on every place.
+# Short runs and long ones, a channel in many chunks, rows with a rest and rows that are merged; axes of length 1; and a
+# single element for each channel. The channels are on every place.
 SHAPES = [
     ((3, 4, 5, 6), 1),
-    ((3, 4, 5, 6), -1),
+    ((3, 2, 5, 70), -1),
     ((3, 4, 5, 6), 0),
     ((2, 3, 9, 11), 1),
     ((5, 1, 3, 4), 1),

@@ -247,10 +247,10 @@ def test_show_config_prints_what_it_returns(capsys):
 
 
 def test_a_source_folder_without_the_core_says_what_to_do(tmp_path):
-    copy = tmp_path / "bnbp"
-    copy.mkdir()
-    for source in PACKAGE.glob("*.py"):
-        (copy / source.name).write_bytes(source.read_bytes())
+    for source in PACKAGE.rglob("*.py"):
+        copy = tmp_path / "bnbp" / source.relative_to(PACKAGE)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(source.read_bytes())
     code = """
 import sys
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]  # would find the core

@@ -5,6 +5,7 @@ are streamed past the caches, units shared by all threads, and passes that have 
 """
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from ml_dtypes import bfloat16
 
 import bnbp
 
-# Long runs in part of a cache line, in several chunks, and in a channel alone; rows that are merged, that fill a task
-# or need several, and units of them. All have enough elements for a team.
+# Runs in part of a cache line, in several chunks, and in a channel alone; rows that are merged, that fill a task or
+# need several, and units of them. All have enough elements for a team; others are in test_thresholds.py.
 SHAPES = [
     ((9, 40, 10, 10), 1),
     ((37, 30, 33), 1),
@@ -45,13 +46,25 @@ def out_of_line(shape, dtype, offset):
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def places(dtype):
+def caches(shape, dtype):
+    """Sizes of a cache: none to speak of, and then both sides of what two or three tensors fit, and what is streamed.
+
+    In a cache that three tensors just do not fit, one of many channels does: that is where there are sweeps.
+    """
+    result = math.prod(shape) * np.dtype(dtype).itemsize
+    two, three, half = -(-result * 2 // 24), -(-result * 3 // 24), result // 2
+    return [size for size in (1, two - 1, two, three - 1, three, half, half + 1, 1 << 40) if size > 0]
+
+
+def places(shape, dtype):
     """Where tensors begin: on a cache line, within one, and where none should; with which caches and threads."""
     size = np.dtype(dtype).itemsize
-    for place in ((0, 0), (4 * size, 2 * size), (13 * size, 6 * size)):
-        yield place, itertools.product((1 << 12, 1 << 17, 1 << 20), (1, 2, 3))
+    none, _, two, less, three, half, more, _ = caches(shape, dtype)
+    yield (0, 0), itertools.product((none, less, three), (1, 2, 3))
+    yield (4 * size, 2 * size), itertools.product((two, less, half), (1, 2, 3))
+    yield (13 * size, 6 * size), itertools.product((none, less, more), (1, 2, 3))
     for place in ((1, 0), (2 * size + 1, 1)):
-        yield place, ((1 << 12, 1), (1 << 17, 3))
+        yield place, ((none, 1), (less, 3))
 
 
 def moved(batch, first, second):
@@ -91,7 +104,7 @@ def test_bits_do_not_depend_on_the_schedule(shape, axis, dtype, outlier, operato
         assert_accurate(result, exact, axis)
     if outlier and dtype is not np.float16:  # whose smallest number is larger
         assert np.ptp(expected[0].swapaxes(0, axis)[channel]) > 0
-    for (first, second), schedules in places(dtype):
+    for (first, second), schedules in places(shape, dtype):
         elsewhere = moved(batch, first, second)
         for size, threads in schedules:
             l2_size(size)
@@ -114,7 +127,7 @@ def test_bits_of_sums_do_not_depend_on_the_schedule(shape, axis, dtype, l2_size)
     if shape[0] > 1:  # two of the four tell, or more; of float16, one
         turned = sums_of(other, axis, num_threads=1)
         assert sum((a != b).any() for a, b in zip(turned, expected, strict=True)) > (dtype != np.float16)
-    for (first, second), schedules in places(dtype):
+    for (first, second), schedules in places(shape, dtype):
         elsewhere = moved(batch, first, second)
         for size, threads in schedules:
             l2_size(size)
@@ -127,7 +140,7 @@ def test_bits_of_sums_do_not_depend_on_the_schedule(shape, axis, dtype, l2_size)
 def test_in_place_on_every_schedule(shape, axis, dtype, name, l2_size):
     batch = make_batch(shape, axis, dtype)
     expected = results_of(bnbp, "training_backprop", batch)
-    for size, threads in itertools.product((1 << 12, 1 << 17), (1, 3)):
+    for size, threads in itertools.product((1, *caches(shape, dtype)[3:5]), (1, 3)):
         l2_size(size)
         own = batch._replace(**{name: getattr(batch, name).copy()})
         results = results_of(bnbp, "training_backprop", own, out=(getattr(own, name), None, None), num_threads=threads)

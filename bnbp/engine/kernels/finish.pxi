@@ -140,7 +140,7 @@ cdef inline void normalize_with(const bnbp_arguments* a, const Channels* ch, Py_
     get(beta, a.beta, c, count, a.parameter_type, 0.0)
     for k in range(8):
         hi[k] = mean[k] if real is double else <float> mean[k]
-        lo[k] = (mean[k] - hi[k]) + mean_lo[k]
+        lo[k] = (mean[k] - hi[k]) + mean_lo[k] if hi[k] - hi[k] == 0 else 0.0
     set_coefficients(ch, c, count, hi, lo, scale, beta, tag)
 
 

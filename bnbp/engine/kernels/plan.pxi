@@ -116,9 +116,11 @@ cdef inline void plan_runs(Plan* p, Py_ssize_t channel, Py_ssize_t line, bint ca
             p.unit = max(p.c // (4 * p.team), 1)
         return
     if cached:
-        unit = max(min(max(UNIT // channel, SEGMENT // p.s, 4), l2 // 4 // channel), 1) if p.per_run == 1 else 1
+        unit = max(min(max(UNIT // channel, SEGMENT // p.s, 4), l2 // 4 // channel), 1)
         if unit > FEW:
             unit -= unit % FEW
+        if p.per_run > 1:  # `apply_runs` takes a part of a run, of one channel
+            unit = 1
         if p.team > 1 and p.c >= 2 * p.team:
             p.unit = min(unit, (p.c + p.team - 1) // p.team)
             return
