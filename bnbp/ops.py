@@ -90,8 +90,8 @@ def batch_norm_training(
 
     Notes
     -----
-    Mean and variance are accumulated in float64, and compensated where the data is float64 too. They are computed for
-    chunks of the channel and merged [1]_, so nothing cancels: a constant channel has variance exactly 0. ``normalized``
+    Mean and variance are accumulated in float64 for all types, and compensated where the data is float64 too. They are
+    computed for chunks of the channel and merged [1]_, so nothing cancels: a constant channel has variance exactly 0. ``normalized``
     is computed in the type of the data; for 16-bit types in float32, rounded once at the end.
 
     References
@@ -187,9 +187,10 @@ def batch_norm_training_backprop(
     Notes
     -----
     The gradient is that of S. Ioffe and C. Szegedy, "Batch normalization", 2015 (arXiv:1502.03167), section 3, in the
-    simplified form that the operator reference derives. The sums are in float64, and compensated where the data is
-    float64 too, which makes them right to the last place or so; ``input_delta`` is computed in the type of the data, or
-    for 16-bit types in float32 and rounded once at the end.
+    simplified form that the operator reference derives. The sums of float32 data are in float64, and those of float64
+    data are compensated, which makes them right to the last place or so. Those of 16-bit data are within 2^-20 of the
+    sum of their terms' magnitudes, before they are rounded to the parameters' type. ``input_delta`` is computed in the
+    type of the data; for 16-bit types it is computed in float32 and rounded once at the end.
 
     Examples
     --------
@@ -290,9 +291,9 @@ def batch_norm_training_backprop_reduce(
     Returns
     -------
     BatchNormTrainingBackpropSums
-        Named tuple of ``delta_sum`` and ``delta_centered_sum``: float64, shape (C,). The error of each is less than
-        2^-44 of the sum of its terms' magnitudes; for float64 data the sums are compensated, and right to the last
-        place or so unless the terms cancel.
+        Named tuple of ``delta_sum`` and ``delta_centered_sum``: float64, shape (C,). For float32 data the error of each
+        is less than 2^-44 of the sum of its terms' magnitudes, for 16-bit data less than 2^-20 of it. For float64 data
+        the sums are compensated, and right to the last place or so unless the terms cancel.
 
     Raises
     ------
