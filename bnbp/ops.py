@@ -91,8 +91,8 @@ def batch_norm_training(
     Notes
     -----
     Mean and variance are accumulated in float64 for all types, and compensated where the data is float64 too. They are
-    computed for chunks of the channel and merged [1]_, so nothing cancels: a constant channel has variance exactly 0. ``normalized``
-    is computed in the type of the data; for 16-bit types in float32, rounded once at the end.
+    computed for chunks of the channel and merged [1]_, so nothing cancels: a constant channel has variance exactly 0.
+    ``normalized`` is computed in the type of the data; for 16-bit types in float32, rounded once at the end.
 
     References
     ----------
