@@ -195,6 +195,16 @@ def test_bfloat16_sums_do_not_overflow_in_float32(layout, size, times):
     assert abs(Fraction(float(got.delta_centered_sum[0])) - product) <= sum(terms) / 2**20
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_float16_sums_do_not_overflow_where_the_mean_is_huge(layout):
+    x, dy = np.ones(1200, np.float16), np.tile(np.array([30000, -30000, 3, -2], np.float16), 300)
+    mean = np.array([1e35], np.float32)
+    got = bnbp.batch_norm_training_backprop_reduce(LAYOUTS[layout](x), mean, LAYOUTS[layout](dy))
+    terms = [Fraction(float(d)) * (1 - Fraction(float(mean[0]))) for d in dy]
+    assert max(terms) > 2**128
+    assert abs(Fraction(float(got.delta_centered_sum[0])) - sum(terms)) <= sum(map(abs, terms)) / 2**20
+
+
 @pytest.mark.parametrize("half", [np.float16, ml_dtypes.bfloat16])
 def test_every_16_bit_number_is_read_and_rounded_once(half):
     """`dx = dy * scale` for every number there is, with a scale that float64 alone keeps; and ties go to even."""

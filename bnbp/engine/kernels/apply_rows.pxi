@@ -69,7 +69,9 @@ cdef void apply_rectangle(const real* x, const real* dy, real* to, Py_ssize_t ro
                           Py_ssize_t first, Py_ssize_t last, bint linear, const Positions* at, bint normalize,
                           bint streams, arith tag) noexcept nogil:
     """The positions [first, last) of some rows; one row after the other, if `linear` says so."""
-    if normalize:
+    if real is not double and arith is lanes:  # rare, and not worth a code for each case
+        apply_rectangle_as(x, dy, to, rows, pitch, first, last, linear, at, normalize, False, tag)
+    elif normalize:
         if streams:
             apply_rectangle_as(x, dy, to, rows, pitch, first, last, linear, at, True, True, tag)
         else:

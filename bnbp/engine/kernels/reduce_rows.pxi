@@ -222,7 +222,7 @@ cdef void reduce_task(
     cdef Py_ssize_t c
     if p.operator != TRAINING:
         reduce_rows(x0, dy0, t, p, channels.mean + t.c0, False, partial)
-        if real is bfloat16:
+        if real is float16 or real is bfloat16:
             redo_overflown(x, dy, channels, partial, p, t.chunk, t.c0, t.c1)
         return
     for c in range(t.c1 - t.c0):

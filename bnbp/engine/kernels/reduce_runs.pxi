@@ -192,5 +192,5 @@ cdef void reduce_runs(
         fold_channels(memory, count, partial, p, chunk, c, shift, <real> 0)
         x0 += 4 * p.s
         dy0 += 4 * p.s
-    if real is bfloat16:
+    if real is float16 or real is bfloat16:
         redo_overflown(x, dy, channels, partial, p, chunk, c0, c1)

@@ -73,5 +73,5 @@ cdef void sweep(
         for i in range(q, q + 4):
             collect(memory + i * 4 * LANES, <real> 0)
         fold_channels(memory + q * 4 * LANES, min(r1 - r0 - q, 4), partial, p, chunk, r0 + q, &shift[q], <real> 0)
-    if real is bfloat16:
+    if real is float16 or real is bfloat16:
         redo_overflown(x, dy, channels, partial, p, chunk, r0, r1)
