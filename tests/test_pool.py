@@ -196,3 +196,15 @@ def test_what_cannot_be_had_is_a_memory_error():
     with pytest.raises(MemoryError):
         bnbp.batch_norm_inference(huge, None, None, zeros, zeros)
     assert (result() == 1).all()
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_what_fits_the_smallest_is_taken(first):
+    """In whichever order they came back."""
+    arrays = [result((5, 16, 64, 64)), result((9, 8, 64, 64))]
+    places = [array.ctypes.data for array in arrays]
+    del arrays[first]
+    del arrays[0]
+    small = result()
+    assert small.ctypes.data == places[1]
+    assert pool()["held"] == 5 << 18
