@@ -1,8 +1,8 @@
 # Halves: sums of 16-bit numbers, of up to TOGETHER terms in float32 and from there on in float64.
 #
-# Each term is rounded twice and each of eight sums once, which is less than 2^-20 of the terms' magnitude. Widening
-# every term to float64 takes twice as long as all the rest. Statistics have it all the same: a variance is what is
-# left of its terms, and the terms may be 2^16 times as large.
+# Each term is rounded twice and each of eight sums once, which is less than 2^-20 of the terms' magnitude. In the
+# caches, a gradient of bfloat16 takes 0.65 to 0.72 of its time with all sums in float64 (AMD EPYC, Zen 4). Statistics
+# are summed in float64 all the same: a variance is what is left of its terms, and the terms may be 2^16 times as large.
 
 cdef inline void add_halves(const real* x, const real* dy, Py_ssize_t count, const float_lanes* shift,
                             float_lanes* delta, float_lanes* product) noexcept nogil:
