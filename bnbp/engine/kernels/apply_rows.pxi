@@ -69,7 +69,7 @@ cdef void apply_rectangle(const real* x, const real* dy, real* to, Py_ssize_t ro
                           Py_ssize_t first, Py_ssize_t last, bint linear, const Positions* at, bint normalize,
                           bint streams, arith tag) noexcept nogil:
     """The positions [first, last) of some rows; one row after the other, if `linear` says so."""
-    if real is not double and arith is lanes:  # rare, and not worth a code for each case
+    if real is not double and arith is not float_lanes:  # rare, and not worth a code for each case
         apply_rectangle_as(x, dy, to, rows, pitch, first, last, linear, at, normalize, False, tag)
     elif normalize:
         if streams:
@@ -181,7 +181,7 @@ cdef void apply_task(const real[:, :, ::1]& x, const real[:, :, ::1]& dy, const 
     """A task in the type of the data; if there are channels that need float64, channel by channel."""
     cdef Py_ssize_t c, c0 = t.c0, c1 = t.c1
     cdef float_lanes in_float
-    cdef lanes in_double
+    cdef lanes[double] in_double
     if real is double:
         apply_rows(x, dy, dx, channels, p, t, normalize, True, in_double)
     elif are_in_range(channels, 0 if p.unit == p.c else c0, p.c if p.unit == p.c else c1):

@@ -96,7 +96,7 @@ cdef inline void apply_part(const real* x, const real* dy, real* to, Py_ssize_t 
     cdef Py_ssize_t i = cursor.at, end = cursor.end, q = cursor.q, count, odd
     cdef bint single
     cdef float_lanes in_float
-    cdef lanes in_double
+    cdef lanes[double] in_double
     while i < stop:
         if i == end:
             q += 1

@@ -39,10 +39,12 @@ cdef inline arith everywhere(const Channels* ch, int k, Py_ssize_t q, arith tag)
 
 cdef inline arith on_both_sides(const Channels* ch, int k, Py_ssize_t q, Py_ssize_t border, arith tag) noexcept nogil:
     """Field `k` of a channel, and from element `border` on that of the next one."""
+    cdef arith field
     if arith is float_lanes:
-        return join(ch.narrow[k][q], ch.narrow[k][q + 1], border)
+        join(field, ch.narrow[k][q], ch.narrow[k][q + 1], border)
     else:
-        return join(ch.wide[k][q], ch.wide[k][q + 1], border)
+        join(field, ch.wide[k][q], ch.wide[k][q + 1], border)
+    return field
 
 
 cdef inline bint are_in_range(const Channels* ch, Py_ssize_t first, Py_ssize_t last) noexcept nogil:

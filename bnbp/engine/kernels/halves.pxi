@@ -17,13 +17,14 @@ cdef inline void add_halves(const real* x, const real* dy, Py_ssize_t count, con
     product[0] = product[0] + deltas * centered
 
 
-cdef inline void add_widened(LaneSums* sums, const float_lanes* delta, const float_lanes* product) noexcept nogil:
-    sums.delta = sums.delta + widened(delta[0])
-    sums.product = sums.product + widened(product[0])
+cdef inline void add_widened(LaneSums[real]* sums, const float_lanes* delta, const float_lanes* product, real tag
+                             ) noexcept nogil:
+    add_floats(sums.delta, delta[0])
+    add_floats(sums.product, product[0])
 
 
 cdef inline void reduce_halves(const real* x, const real* dy, Py_ssize_t count, Py_ssize_t ahead, float shift,
-                               LaneSums* sums) noexcept nogil:
+                               LaneSums[real]* sums) noexcept nogil:
     """Adds a part of a run, which begins TOGETHER * LANES elements after another one, if not first."""
     cdef float_lanes delta, product, shifts
     cdef Py_ssize_t i = 0, stop
@@ -39,4 +40,4 @@ cdef inline void reduce_halves(const real* x, const real* dy, Py_ssize_t count, 
         if i < stop:
             add_halves(x + i, dy + i, stop - i, &shifts, &delta, &product)
             i = stop
-        add_widened(sums, &delta, &product)
+        add_widened(sums, &delta, &product, <real> 0)

@@ -96,13 +96,18 @@ cdef extern from "machine.h" nogil:
     const char* BNBP_ISA
 
 cdef extern from "lanes.h" nogil:
-    cppclass lanes:        # LANES numbers of float64, in registers
-        lanes operator+(lanes)
-        lanes operator-(lanes)
-        lanes operator*(lanes)
-        lanes operator-()
+    cppclass lanes[R]:     # LANES numbers of float64, in registers, for data of type R
+        lanes[R] operator+(lanes[R])
+        lanes[R] operator-(lanes[R])
+        lanes[R] operator*(lanes[R])
+        lanes[R] operator-()
 
-    cppclass quarter:      # and of a quarter of them
+    cppclass half:         # and half of them, for float64
+        half operator+(half)
+        half operator-(half)
+        half operator*(half)
+
+    cppclass quarter:      # a quarter of them, for other types
         quarter operator+(quarter)
         quarter operator-(quarter)
         quarter operator*(quarter)
@@ -112,64 +117,68 @@ cdef extern from "lanes.h" nogil:
         float_lanes operator-(float_lanes)
         float_lanes operator*(float_lanes)
 
-    ctypedef struct LaneSums:
-        lanes delta
-        lanes delta_lo
-        lanes product
-        lanes product_lo
+    cppclass LaneSums[R]:
+        lanes[R] delta
+        lanes[R] delta_lo
+        lanes[R] product
+        lanes[R] product_lo
 
 ctypedef fused number:     # what sums are made of
     double
-    lanes
+    half
     quarter
 
 ctypedef fused arith:      # what `apply` computes in
     float_lanes
-    lanes
+    lanes[double]
 
 cdef extern from "lanes.h" nogil:
-    void fill(lanes& to, double value)
     void fill(float_lanes& to, float value)
-    float_lanes first_of(const float_lanes& source, Py_ssize_t count)
-    lanes widened(const float_lanes& source)
-    float_lanes narrowed(const lanes& source)
-    void store(float* to, const float_lanes& source)
-    void load(lanes& to, const double* source)
     void load(float_lanes& to, const float* source)
-    void store(double* to, const lanes& source)
-    lanes plus(const lanes& a, const lanes& b, double one)
-    lanes minus(const lanes& a, const lanes& b, double one)
-    lanes product_error(const lanes& a, const lanes& b, const lanes& p)
+    void store(float* to, const float_lanes& source)
+    void join(lanes[double]& to, double left, double right, Py_ssize_t border)
+    void join(float_lanes& to, float left, float right, Py_ssize_t border)
+    float_lanes first_of(const float_lanes& source, Py_ssize_t count)
+    half first_of(const half& source, Py_ssize_t count)
+    quarter first_of(const quarter& source, Py_ssize_t count)
+    half plus(const half& a, const half& b, double one)
+    half minus(const half& a, const half& b, double one)
+    half product_error(const half& a, const half& b, const half& p)
     quarter plus(const quarter& a, const quarter& b, double one)
     quarter minus(const quarter& a, const quarter& b, double one)
     quarter product_error(const quarter& a, const quarter& b, const quarter& p)
-    quarter& quarter_of(lanes& source, int k)
-    quarter first_of(const quarter& source, Py_ssize_t count)
+    half& half_of(lanes[double]& source, int k)
+    quarter& quarter_of[R](lanes[R]& source, int k)
+    void load_half(half& to, const double* source, Py_ssize_t count)
     void load_quarter(quarter& to, const float16* source, Py_ssize_t count)
     void load_quarter(quarter& to, const bfloat16* source, Py_ssize_t count)
     void load_quarter(quarter& to, const float* source, Py_ssize_t count)
-    void load_quarter(quarter& to, const double* source, Py_ssize_t count)
-    void half_sum(double* to, const lanes& source)
-    lanes first_of(const lanes& source, Py_ssize_t count)
-    lanes join(double left, double right, Py_ssize_t border)
-    float_lanes join(float left, float right, Py_ssize_t border)
+    void half_sum[R](double* to, const lanes[R]& source)
     void sum_of_four(double* to, const double* source, Py_ssize_t apart)
-    void load_lanes(lanes& to, const float16* source, Py_ssize_t count)
-    void load_lanes(lanes& to, const bfloat16* source, Py_ssize_t count)
-    void load_lanes(lanes& to, const float* source, Py_ssize_t count)
-    void load_lanes(lanes& to, const double* source, Py_ssize_t count)
+    void load_lanes(lanes[double]& to, const float16* source, Py_ssize_t count)
+    void load_lanes(lanes[double]& to, const bfloat16* source, Py_ssize_t count)
+    void load_lanes(lanes[double]& to, const float* source, Py_ssize_t count)
+    void load_lanes(lanes[double]& to, const double* source, Py_ssize_t count)
     void load_lanes(float_lanes& to, const float16* source, Py_ssize_t count)
     void load_lanes(float_lanes& to, const bfloat16* source, Py_ssize_t count)
     void load_lanes(float_lanes& to, const float* source, Py_ssize_t count)
     void load_lanes(float_lanes& to, const double* source, Py_ssize_t count)
-    void store_lanes(float16* to, const lanes& source, Py_ssize_t count, bint streams)
-    void store_lanes(bfloat16* to, const lanes& source, Py_ssize_t count, bint streams)
-    void store_lanes(float* to, const lanes& source, Py_ssize_t count, bint streams)
-    void store_lanes(double* to, const lanes& source, Py_ssize_t count, bint streams)
+    void store_lanes(float16* to, const lanes[double]& source, Py_ssize_t count, bint streams)
+    void store_lanes(bfloat16* to, const lanes[double]& source, Py_ssize_t count, bint streams)
+    void store_lanes(float* to, const lanes[double]& source, Py_ssize_t count, bint streams)
+    void store_lanes(double* to, const lanes[double]& source, Py_ssize_t count, bint streams)
     void store_lanes(float16* to, const float_lanes& source, Py_ssize_t count, bint streams)
     void store_lanes(bfloat16* to, const float_lanes& source, Py_ssize_t count, bint streams)
     void store_lanes(float* to, const float_lanes& source, Py_ssize_t count, bint streams)
     void store_lanes(double* to, const float_lanes& source, Py_ssize_t count, bint streams)
+    # Cython names the type of the data when it calls these.
+    void fill "fill_for" [R](lanes[R]& to, double value)
+    void load "load_for" [R](lanes[R]& to, const double* source)
+    void store "store_for" [R](double* to, const lanes[R]& source)
+    lanes[R] plus "plus_for" [R](const lanes[R]& a, const lanes[R]& b, double one)
+    void load_lanes "load_lanes_for" [R](lanes[R]& to, const R* source)
+    void add_floats[R](lanes[R]& to, const float_lanes& more)
+    float_lanes narrowed[R](const lanes[R]& source)
 
 # The reasons are times measured on two cores, x86-64-v4, float32: of an Intel Xeon (Sapphire Rapids or later, L2 2 MiB)
 # where a line ends in (I), of an AMD EPYC (Zen 4, L2 1 MiB, L3 32 MiB) where it ends in (A).

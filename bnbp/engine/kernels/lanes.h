@@ -1,7 +1,7 @@
 /* Numbers side by side, in as many registers as the level of the instruction set needs for them.
 
-   A pack of N numbers is a register, or two packs of half as many: every operation is written once, for a register and
-   in halves. The order of a sum follows from N alone, so that all levels compute the same bits. */
+   A pack of N numbers is a register of W, or two packs of half as many: every operation is written once, for a register
+   and in halves. The order of a sum follows from N alone, so that all levels compute the same bits. */
 #ifndef BNBP_LANES_H
 #define BNBP_LANES_H
 
@@ -15,59 +15,60 @@
 #elif defined(__GNUC__)
 #define BNBP_BYTES 16
 #endif
-/* Of float64, no more than 256 bits: Zen 4 takes twice as long to convert float32 to 512 bits at once, and a sum 0.16
-   ns an element instead of 0.11. */
 #if defined(BNBP_BYTES)
-typedef double register_of_double __attribute__((vector_size(BNBP_BYTES < 32 ? BNBP_BYTES : 32)));
-typedef float register_of_float __attribute__((vector_size(BNBP_BYTES)));
+template <typename T, int W> struct register_of {
+    typedef T type __attribute__((vector_size(W * sizeof(T))));
+};
+template <typename T> constexpr int widest = BNBP_BYTES / sizeof(T);
 #else
-typedef double register_of_double;
-typedef float register_of_float;
+template <typename T, int W> struct register_of {
+    typedef T type;
+};
+template <typename T> constexpr int widest = 1;
 #endif
-template <typename T> constexpr int width = 1;
-template <> constexpr int width<double> = sizeof(register_of_double) / sizeof(double);
-template <> constexpr int width<float> = sizeof(register_of_float) / sizeof(float);
+/* The sums of data that is not float64 take 256 bits at most: Zen 4 takes twice as long to convert float32 to 512 bits
+   at once, and a sum 0.16 ns an element instead of 0.11. Data of float64 is not converted, and its sums want as few
+   instructions as there can be: 512 bits are 10 to 25 % faster. */
+constexpr int narrower = widest<double> < 4 ? widest<double> : 4;
 
-template <typename T, int N> struct pack {
-    pack<T, N / 2> low, high;
+template <typename T, int N, int W> struct pack {
+    pack<T, N / 2, W> low, high;
 };
-template <> struct pack<double, width<double>> {
-    register_of_double at;
-};
-template <> struct pack<float, width<float>> {
-    register_of_float at;
+template <typename T, int W> struct pack<T, W, W> {
+    typename register_of<T, W>::type at;
 };
 
-/* What the kernels take at a time: LANES numbers. */
-typedef pack<double, 16> lanes;
-typedef pack<float, 16> float_lanes;
-typedef pack<double, 4> quarter;
+/* What the kernels take at a time: LANES numbers, of float64 for data of type R. */
+template <typename R> using lanes = pack<double, 16, sizeof(R) == 8 ? widest<double> : narrower>;
+typedef pack<float, 16, widest<float>> float_lanes;
+typedef pack<double, 8, widest<double>> half;
+typedef pack<double, 4, narrower> quarter;
 
 /* The sums of LANES accumulators: of float64 with what was rounded off, of others with what was put aside. */
-struct LaneSums {
-    lanes delta, delta_lo, product, product_lo;
+template <typename R> struct LaneSums {
+    lanes<R> delta, delta_lo, product, product_lo;
 };
 
 /* ---- the same number everywhere; from memory, and back */
 
-template <typename T, int N> BNBP_INLINE void fill(pack<T, N>& p, T value) {
-    if constexpr (N == width<T>) {
+template <typename T, int N, int W> BNBP_INLINE void fill(pack<T, N, W>& p, T value) {
+    if constexpr (N == W) {
         p.at = value - decltype(p.at){};
     } else {
         fill(p.low, value);
         p.high = p.low;
     }
 }
-template <typename T, int N> BNBP_INLINE void load(pack<T, N>& p, const T* from) {
-    if constexpr (N == width<T>) {
+template <typename T, int N, int W> BNBP_INLINE void load(pack<T, N, W>& p, const T* from) {
+    if constexpr (N == W) {
         memcpy(&p.at, from, sizeof p.at);
     } else {
         load(p.low, from);
         load(p.high, from + N / 2);
     }
 }
-template <typename T, int N> BNBP_INLINE void store(T* to, const pack<T, N>& p) {
-    if constexpr (N == width<T>) {
+template <typename T, int N, int W> BNBP_INLINE void store(T* to, const pack<T, N, W>& p) {
+    if constexpr (N == W) {
         memcpy(to, &p.at, sizeof p.at);
     } else {
         store(to, p.low);
@@ -77,40 +78,44 @@ template <typename T, int N> BNBP_INLINE void store(T* to, const pack<T, N>& p) 
 
 /* ---- arithmetic */
 
-template <typename T, int N> BNBP_INLINE pack<T, N> operator+(const pack<T, N>& a, const pack<T, N>& b) {
-    if constexpr (N == width<T>)
+template <typename T, int N, int W> BNBP_INLINE pack<T, N, W> operator+(const pack<T, N, W>& a, const pack<T, N, W>& b) {
+    if constexpr (N == W)
         return {a.at + b.at};
     else
         return {a.low + b.low, a.high + b.high};
 }
-template <typename T, int N> BNBP_INLINE pack<T, N> operator-(const pack<T, N>& a, const pack<T, N>& b) {
-    if constexpr (N == width<T>)
+template <typename T, int N, int W> BNBP_INLINE pack<T, N, W> operator-(const pack<T, N, W>& a, const pack<T, N, W>& b) {
+    if constexpr (N == W)
         return {a.at - b.at};
     else
         return {a.low - b.low, a.high - b.high};
 }
-template <typename T, int N> BNBP_INLINE pack<T, N> operator*(const pack<T, N>& a, const pack<T, N>& b) {
-    if constexpr (N == width<T>)
+template <typename T, int N, int W> BNBP_INLINE pack<T, N, W> operator*(const pack<T, N, W>& a, const pack<T, N, W>& b) {
+    if constexpr (N == W)
         return {a.at * b.at};
     else
         return {a.low * b.low, a.high * b.high};
 }
-template <typename T, int N> BNBP_INLINE pack<T, N> operator-(const pack<T, N>& a) {
-    if constexpr (N == width<T>)
+template <typename T, int N, int W> BNBP_INLINE pack<T, N, W> operator-(const pack<T, N, W>& a) {
+    if constexpr (N == W)
         return {-a.at};
     else
         return {-a.low, -a.high};
 }
 
 /* a * b + c in one rounding, where there is an instruction for it; otherwise in two. */
-template <int N>
-BNBP_INLINE pack<double, N> fused(const pack<double, N>& a, const pack<double, N>& b, const pack<double, N>& c) {
-    if constexpr (N == width<double>) {
-#if defined(__FMA__)
-        return {_mm256_fmadd_pd(a.at, b.at, c.at)};
-#else
-        return {a.at * b.at + c.at};
+template <int N, int W>
+BNBP_INLINE pack<double, N, W> fused(const pack<double, N, W>& a, const pack<double, N, W>& b, const pack<double, N, W>& c) {
+    if constexpr (N == W) {
+#if defined(__AVX512F__)
+        if constexpr (W == 8)
+            return {_mm512_fmadd_pd(a.at, b.at, c.at)};
 #endif
+#if defined(__FMA__)
+        if constexpr (W == 4)
+            return {_mm256_fmadd_pd(a.at, b.at, c.at)};
+#endif
+        return {a.at * b.at + c.at};
     } else {
         return {fused(a.low, b.low, c.low), fused(a.high, b.high, c.high)};
     }
@@ -118,9 +123,9 @@ BNBP_INLINE pack<double, N> fused(const pack<double, N>& a, const pack<double, N
 
 /* The functions of machine.h, for packs: a + b and a - b by the units that multiply, and the rounding error of p = a *
  * b. */
-template <int N> BNBP_INLINE pack<double, N> plus(const pack<double, N>& a, const pack<double, N>& b, double one) {
+template <int N, int W> BNBP_INLINE pack<double, N, W> plus(const pack<double, N, W>& a, const pack<double, N, W>& b, double one) {
 #if defined(__FMA__)
-    pack<double, N> unit;
+    pack<double, N, W> unit;
     fill(unit, one);
     return fused(a, unit, b);
 #else
@@ -128,13 +133,13 @@ template <int N> BNBP_INLINE pack<double, N> plus(const pack<double, N>& a, cons
     return a + b;
 #endif
 }
-template <int N> BNBP_INLINE pack<double, N> minus(const pack<double, N>& a, const pack<double, N>& b, double one) {
+template <int N, int W> BNBP_INLINE pack<double, N, W> minus(const pack<double, N, W>& a, const pack<double, N, W>& b, double one) {
     return plus(a, -b, one);
 }
-template <int N>
-BNBP_INLINE pack<double, N> product_error(const pack<double, N>& a, const pack<double, N>& b,
-                                          const pack<double, N>& p) {
-    if constexpr (N != width<double>) {
+template <int N, int W>
+BNBP_INLINE pack<double, N, W> product_error(const pack<double, N, W>& a, const pack<double, N, W>& b,
+                                          const pack<double, N, W>& p) {
+    if constexpr (N != W) {
         return {product_error(a.low, b.low, p.low), product_error(a.high, b.high, p.high)};
     } else {
 #if defined(__FMA__)
@@ -146,7 +151,7 @@ BNBP_INLINE pack<double, N> product_error(const pack<double, N>& a, const pack<d
         store(x, a), store(y, b), store(z, p);
         for (int i = 0; i < N; ++i)
             z[i] = product_error(x[i], y[i], z[i]);
-        pack<double, N> error;
+        pack<double, N, W> error;
         load(error, z);
         return error;
 #endif
@@ -155,12 +160,15 @@ BNBP_INLINE pack<double, N> product_error(const pack<double, N>& a, const pack<d
 
 /* ---- the first `count` of the numbers, and 0 for the others */
 
-template <int N> BNBP_INLINE pack<double, N> first_of(const pack<double, N>& p, ptrdiff_t count) {
-    if constexpr (N != width<double>) {
+template <int N, int W> BNBP_INLINE pack<double, N, W> first_of(const pack<double, N, W>& p, ptrdiff_t count) {
+    if constexpr (N != W) {
         return {first_of(p.low, count), first_of(p.high, count - N / 2)};
     } else {
 #if defined(__AVX512VL__)
-        return {_mm256_maskz_mov_pd((__mmask8)(count >= 4 ? 0xf : count <= 0 ? 0 : (1u << count) - 1), p.at)};
+        if constexpr (W == 8)
+            return {_mm512_maskz_mov_pd((__mmask8)((1u << count) - 1), p.at)};
+        else
+            return {_mm256_maskz_mov_pd((__mmask8)(count >= 4 ? 0xf : count <= 0 ? 0 : (1u << count) - 1), p.at)};
 #elif defined(__AVX2__)
         return {_mm256_and_pd(p.at, _mm256_castsi256_pd(first_of_four(count)))};
 #else
@@ -168,7 +176,7 @@ template <int N> BNBP_INLINE pack<double, N> first_of(const pack<double, N>& p, 
         store(x, p);
         for (int i = 0; i < N; ++i)
             x[i] = i < count ? x[i] : 0.0;
-        pack<double, N> some;
+        pack<double, N, W> some;
         load(some, x);
         return some;
 #endif
@@ -188,36 +196,40 @@ BNBP_INLINE float_lanes first_of(const float_lanes& p, ptrdiff_t count) {
 #endif
 }
 
-/* A quarter of the lanes, to be changed in place; `k` is a constant. */
-BNBP_INLINE quarter& quarter_of(lanes& p, int k) {
-    auto& half = k < 2 ? p.low : p.high;
-    return k % 2 ? half.high : half.low;
+/* A part of the lanes, to be changed in place; `k` is a constant. */
+BNBP_INLINE half& half_of(lanes<double>& p, int k) { return k ? p.high : p.low; }
+template <typename R> BNBP_INLINE quarter& quarter_of(lanes<R>& p, int k) {
+    auto& part = k < 2 ? p.low : p.high;
+    return k % 2 ? part.high : part.low;
 }
-BNBP_INLINE const quarter& quarter_of(const lanes& p, int k) { return quarter_of(const_cast<lanes&>(p), k); }
 
-/* The first `count` (1 to 4) of four numbers of a tensor, and 0 for the others. */
-template <typename T> BNBP_INLINE void load_quarter(quarter& p, const T* from, ptrdiff_t count) {
-    if constexpr (sizeof(T) == 8) {
-        if (count == 4) {
-            load(p, (const double*)from);
-            return;
-        }
+/* The first `count` of eight numbers (1 to 8), or of four, of a tensor, and 0 for the others. */
+BNBP_INLINE void load_half(half& p, const double* from, ptrdiff_t count) {
+    if (count == 8) {
+        load(p, from);
+        return;
     }
+#if defined(__AVX512F__)
+    p.at = _mm512_maskz_loadu_pd((__mmask8)((1u << count) - 1), from);
+#elif defined(__AVX2__)
+    p.low.at = _mm256_maskload_pd(from, first_of_four(count));
+    p.high.at = _mm256_maskload_pd(from + 4, first_of_four(count - 4));
+#else
+    double x[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+    memcpy(x, from, (size_t)count * sizeof(double));
+    load(p, x);
+#endif
+}
+template <typename T> BNBP_INLINE void load_quarter(quarter& p, const T* from, ptrdiff_t count) {
 #if defined(__AVX512VL__)
     if constexpr (sizeof(T) == 4) {
         p.at = _mm256_cvtps_pd(_mm_maskz_loadu_ps((__mmask8)((1u << count) - 1), (const float*)from));
         return;
-    } else if constexpr (sizeof(T) == 8) {
-        p.at = _mm256_maskz_loadu_pd((__mmask8)((1u << count) - 1), (const double*)from);
-        return;
     }
 #elif defined(__AVX2__)
     if constexpr (sizeof(T) == 4) {
-        const __m128i half = _mm_cmpgt_epi32(_mm_set1_epi32((int)count), _mm_setr_epi32(0, 1, 2, 3));
-        p.at = _mm256_cvtps_pd(_mm_maskload_ps((const float*)from, half));
-        return;
-    } else if constexpr (sizeof(T) == 8) {
-        p.at = _mm256_maskload_pd((const double*)from, first_of_four(count));
+        const __m128i some = _mm_cmpgt_epi32(_mm_set1_epi32((int)count), _mm_setr_epi32(0, 1, 2, 3));
+        p.at = _mm256_cvtps_pd(_mm_maskload_ps((const float*)from, some));
         return;
     }
 #endif
@@ -229,21 +241,19 @@ template <typename T> BNBP_INLINE void load_quarter(quarter& p, const T* from, p
 }
 
 /* The first `border` numbers of one pack, the others from another. */
-template <typename T> BNBP_INLINE pack<T, 16> join(T left, T right, ptrdiff_t border) {
+template <typename T, int W> BNBP_INLINE void join(pack<T, 16, W>& p, T left, T right, ptrdiff_t border) {
     T x[16];
     for (int i = 0; i < 16; ++i)
         x[i] = i < border ? left : right;
-    pack<T, 16> p;
     load(p, x);
-    return p;
 }
 
 /* ---- the sum, in halves: 16 to 8 to 4 to 2 to 1 */
 
 /* The sum of the lanes in two steps: first for each channel, then for four channels side by side. */
-BNBP_INLINE void half_sum(double* to, const lanes& p) {
-    const pack<double, 8> half = p.low + p.high;
-    store(to, half.low + half.high);
+template <typename R> BNBP_INLINE void half_sum(double* to, const lanes<R>& p) {
+    const auto eight = p.low + p.high;
+    store(to, eight.low + eight.high);
 }
 BNBP_INLINE void sum_of_four(double* to, const double* from, ptrdiff_t apart) {
 #if defined(__AVX2__)
@@ -263,7 +273,7 @@ BNBP_INLINE void sum_of_four(double* to, const double* from, ptrdiff_t apart) {
 
 /* ---- LANES numbers of a tensor, or the first `count` of them, in the type that is computed in */
 
-template <typename T> BNBP_INLINE void load_lanes(pack<T, 16>& p, const T* from, ptrdiff_t count) {
+template <typename T, int W> BNBP_INLINE void load_lanes(pack<T, 16, W>& p, const T* from, ptrdiff_t count) {
     if (count == 16) {
         load(p, from);
     } else {
@@ -272,7 +282,8 @@ template <typename T> BNBP_INLINE void load_lanes(pack<T, 16>& p, const T* from,
         load(p, x);
     }
 }
-template <typename T, typename From> BNBP_INLINE void load_lanes(pack<T, 16>& p, const From* from, ptrdiff_t count) {
+template <typename T, int W, typename From>
+BNBP_INLINE void load_lanes(pack<T, 16, W>& p, const From* from, ptrdiff_t count) {
     T x[16];
     if (count == 16)
         widen(x, from);
@@ -281,17 +292,17 @@ template <typename T, typename From> BNBP_INLINE void load_lanes(pack<T, 16>& p,
     load(p, x);
 }
 
-/* From float32 to float64, and numbers that are of float32 anyway back. */
-BNBP_INLINE lanes widened(const float_lanes& p) {
+/* Adds float32 to float64, and makes float32 of numbers that are it anyway. */
+template <typename R> BNBP_INLINE void add_floats(lanes<R>& to, const float_lanes& more) {
     float x[16];
     double y[16];
-    lanes wide;
-    store(x, p);
+    lanes<R> wide;
+    store(x, more);
     widen(y, x);
     load(wide, y);
-    return wide;
+    to = to + wide;
 }
-BNBP_INLINE float_lanes narrowed(const lanes& p) {
+template <typename R> BNBP_INLINE float_lanes narrowed(const lanes<R>& p) {
     double x[16];
     float y[16];
     float_lanes narrow;
@@ -302,8 +313,8 @@ BNBP_INLINE float_lanes narrowed(const lanes& p) {
 }
 
 /* And back, rounded once: into the caches or, if they are all, past them. */
-template <typename To, typename T>
-BNBP_INLINE void store_lanes(To* to, const pack<T, 16>& p, ptrdiff_t count, bool streams) {
+template <typename To, typename T, int W>
+BNBP_INLINE void store_lanes(To* to, const pack<T, 16, W>& p, ptrdiff_t count, bool streams) {
     alignas(64) To x[16];
     if constexpr (sizeof(To) == sizeof(T)) {
         store((T*)x, p);
@@ -322,6 +333,16 @@ BNBP_INLINE void store_lanes(To* to, const pack<T, 16>& p, ptrdiff_t count, bool
         for (int i = 0; i < 16; i += 64 / (int)sizeof(To))
             stream_line(to + i, x + i);
     }
+}
+
+/* ---- some of it again, for callers that name the type of the data */
+
+template <typename R> BNBP_INLINE void fill_for(lanes<R>& p, double value) { fill(p, value); }
+template <typename R> BNBP_INLINE void load_for(lanes<R>& p, const double* from) { load(p, from); }
+template <typename R> BNBP_INLINE void store_for(double* to, const lanes<R>& p) { store(to, p); }
+template <typename R> BNBP_INLINE void load_lanes_for(lanes<R>& p, const R* from) { load_lanes(p, from, 16); }
+template <typename R> BNBP_INLINE lanes<R> plus_for(const lanes<R>& a, const lanes<R>& b, double one) {
+    return plus(a, b, one);
 }
 
 #endif /* BNBP_LANES_H */

@@ -16,12 +16,12 @@ cdef struct Accumulators:  # of the positions of a row, LANES of them in registe
     float* half_product
 
 
-cdef inline void begin_columns(LaneSums* sums, lanes* shift, const Accumulators* a, Py_ssize_t i, bint begins, real tag
-                               ) noexcept nogil:
+cdef inline void begin_columns(LaneSums[real]* sums, lanes[real]* shift, const Accumulators* a, Py_ssize_t i,
+                               bint begins, real tag) noexcept nogil:
     """Takes up the sums of LANES positions; the first rows begin with 0."""
     load(shift[0], a.shift + i)
     if begins:
-        clear_sums(sums)
+        clear_sums(sums, tag)
         return
     load(sums.delta, a.delta + i)
     load(sums.product, a.product + i)
@@ -30,7 +30,7 @@ cdef inline void begin_columns(LaneSums* sums, lanes* shift, const Accumulators*
         load(sums.product_lo, a.product_lo + i)
 
 
-cdef inline void end_columns(LaneSums* sums, const Accumulators* a, Py_ssize_t i, bint ends, real tag) noexcept nogil:
+cdef inline void end_columns(LaneSums[real]* sums, const Accumulators* a, Py_ssize_t i, bint ends, real tag) noexcept nogil:
     """Puts the sums of LANES positions down; with some rows end the terms that are summed together."""
     if ends and real is not double:
         load(sums.delta_lo, a.delta_lo + i)
@@ -51,8 +51,8 @@ cdef inline void reduce_columns(
     bint statistics, bint begins, bint ends,
 ) noexcept nogil:
     """Adds a few rows to the accumulators of their positions, and asks for what comes `ahead` elements later."""
-    cdef LaneSums sums, more
-    cdef lanes shift, shift_more
+    cdef LaneSums[real] sums, more
+    cdef lanes[real] shift, shift_more
     cdef Py_ssize_t i = 0, row, at, some
     cdef double unit = one()
     while i + 2 * LANES <= count:
@@ -92,8 +92,8 @@ cdef inline void reduce_halves_columns(
     bint begins, bint ends,
 ) noexcept nogil:
     """The same for 16-bit numbers: TOGETHER rows begin and end with the sums in float32."""
-    cdef LaneSums sums
-    cdef lanes wide_shift
+    cdef LaneSums[real] sums
+    cdef lanes[real] wide_shift
     cdef float_lanes delta, product, shift
     cdef Py_ssize_t i, row, at, some
     for i in range(0, count, 16):
@@ -116,7 +116,7 @@ cdef inline void reduce_halves_columns(
         if ends:
             load(sums.delta, a.delta + i)
             load(sums.product, a.product + i)
-            add_widened(&sums, &delta, &product)
+            add_widened(&sums, &delta, &product, <real> 0)
             store(a.delta + i, sums.delta)
             store(a.product + i, sums.product)
         else:

@@ -26,7 +26,7 @@ cdef inline void finish_chunk(double[:, :, ::1]& partial, Py_ssize_t chunk, Py_s
 
 
 cdef inline void reduce_part(const real* x, const real* dy, Py_ssize_t count, Py_ssize_t ahead, double mean,
-                             const lanes* shift, LaneSums* sums, bint statistics, bint wide, double unit
+                             const lanes[real]* shift, LaneSums[real]* sums, bint statistics, bint wide, double unit
                              ) noexcept nogil:
     """Adds a part of a run: whole lanes and, if it is the end, the rest. `wide`: 16-bit numbers in float64 as well."""
     cdef Py_ssize_t i, whole_lanes = count - count % LANES
@@ -43,8 +43,8 @@ cdef inline void reduce_part(const real* x, const real* dy, Py_ssize_t count, Py
 
 cdef inline void reduce_block_as(const real* x, const real* dy, Py_ssize_t count, Py_ssize_t ahead, double mean,
                                  bint statistics, bint ends, double* memory) noexcept nogil:
-    cdef LaneSums sums
-    cdef lanes shift
+    cdef LaneSums[real] sums
+    cdef lanes[real] shift
     fill(shift, -mean)
     load_sums(&sums, memory, False, <real> 0)
     reduce_part(x, dy, count, ahead, mean, &shift, &sums, statistics, False, one())
@@ -67,7 +67,7 @@ cdef void reduce_block(const real* x, const real* dy, Py_ssize_t count, Py_ssize
         reduce_block_as(x, dy, count, ahead, mean, False, ends, memory)
 
 
-cdef inline void keep_sums(double* memory, const LaneSums* sums, real tag) noexcept nogil:
+cdef inline void keep_sums(double* memory, const LaneSums[real]* sums, real tag) noexcept nogil:
     """What `fold_channels` makes the sums of a channel of: all lanes of float64, of others a quarter."""
     if real is double:
         store_sums(memory, sums, True, tag)
@@ -79,13 +79,13 @@ cdef inline void keep_sums(double* memory, const LaneSums* sums, real tag) noexc
 cdef inline void reduce_channels_as(const real* x, const real* dy, Py_ssize_t rows, Py_ssize_t pitch, Py_ssize_t count,
                                     Py_ssize_t ahead, Py_ssize_t step, Py_ssize_t together, Py_ssize_t channels,
                                     const double* mean, bint statistics, bint wide, double* memory) noexcept nogil:
-    cdef LaneSums sums
-    cdef lanes shift
+    cdef LaneSums[real] sums
+    cdef lanes[real] shift
     cdef Py_ssize_t q, row, i, at, left
     cdef double unit = one()
     for q in range(channels):
         fill(shift, -mean[q])
-        clear_sums(&sums)
+        clear_sums(&sums, <real> 0)
         left = together
         at = q * step
         for row in range(rows):
@@ -122,7 +122,7 @@ cdef void reduce_channels(
 
 
 cdef inline void collect(double* memory, real tag) noexcept nogil:
-    cdef LaneSums sums
+    cdef LaneSums[real] sums
     load_sums(&sums, memory, True, tag)
     keep_sums(memory, &sums, tag)
 

@@ -4,54 +4,68 @@
 # error of a chunk does not depend on its length. The accumulators of float64 need no such thing: their second ones
 # carry what the first have rounded off.
 
-cdef inline void add_quarter(const real* x, const real* dy, Py_ssize_t count, int k, const lanes* shift, LaneSums* sums,
-                             bint statistics, double unit) noexcept nogil:
-    """Adds the lanes of quarter `k` to their sums, or the first `count` of these."""
-    cdef quarter centered, rounded_off, delta, mean = quarter_of((<lanes*> shift)[0], k)
-    load_quarter(centered, x + 4 * k, count)
+cdef inline void add_half(const real* x, const real* dy, Py_ssize_t count, int k, const lanes[real]* shift,
+                          LaneSums[real]* sums, bint statistics, double unit) noexcept nogil:
+    """Adds the lanes of one half (`k`: 0 or 1) to their sums, or the first `count` of these: of float64."""
+    cdef half centered, rounded_off, delta
     if real is double:
-        centered = two_sum_of(centered, mean, &rounded_off, unit)
-        if count < 4:
-            rounded_off = first_of(rounded_off, count)
-    else:
-        centered = centered + mean
-    if count < 4:  # there is no deviation where there is no element
-        centered = first_of(centered, count)
-    if not statistics:
-        load_quarter(delta, dy + 4 * k, count)
-    add_term(&quarter_of(sums.delta, k), &quarter_of(sums.delta_lo, k), &quarter_of(sums.product, k),
-             &quarter_of(sums.product_lo, k), delta, centered, rounded_off, statistics, unit,
-             <real> 0)
-
-
-cdef inline void add_lanes(const real* x, const real* dy, const lanes* shift, LaneSums* sums, bint statistics,
-                           double unit) noexcept nogil:
-    """Adds LANES elements side by side to their sums; `shift` is the mean of each, negated."""
-    cdef lanes centered, rounded_off, delta
-    if real is double:  # all 16 at once would need more registers than there are
-        add_quarter(x, dy, 4, 0, shift, sums, statistics, unit)
-        add_quarter(x, dy, 4, 1, shift, sums, statistics, unit)
-        add_quarter(x, dy, 4, 2, shift, sums, statistics, unit)
-        add_quarter(x, dy, 4, 3, shift, sums, statistics, unit)
-    else:
-        load_lanes(centered, x, LANES)
-        centered = centered + shift[0]
+        load_half(centered, x + 8 * k, count)
+        centered = two_sum_of(centered, half_of((<lanes[real]*> shift)[0], k), &rounded_off, unit)
+        if count < 8:  # there is no deviation where there is no element
+            centered, rounded_off = first_of(centered, count), first_of(rounded_off, count)
         if not statistics:
-            load_lanes(delta, dy, LANES)
-        add_term(&sums.delta, &sums.delta_lo, &sums.product, &sums.product_lo, delta, centered, rounded_off,
+            load_half(delta, dy + 8 * k, count)
+        add_term(&half_of(sums.delta, k), &half_of(sums.delta_lo, k), &half_of(sums.product, k),
+                 &half_of(sums.product_lo, k), delta, centered, rounded_off, statistics, unit, <real> 0)
+
+
+cdef inline void add_quarter(const real* x, const real* dy, Py_ssize_t count, int k, const lanes[real]* shift,
+                             LaneSums[real]* sums, bint statistics, double unit) noexcept nogil:
+    """Adds the first `count` lanes of quarter `k` to their sums: of the other types."""
+    cdef quarter centered, delta
+    if real is not double:
+        load_quarter(centered, x + 4 * k, count)
+        centered = centered + quarter_of((<lanes[real]*> shift)[0], k)
+        if count < 4:
+            centered = first_of(centered, count)
+        if not statistics:
+            load_quarter(delta, dy + 4 * k, count)
+        add_term(&quarter_of(sums.delta, k), NULL, &quarter_of(sums.product, k), NULL, delta, centered, centered,
                  statistics, unit, <real> 0)
 
 
-cdef inline void add_rest(const real* x, const real* dy, Py_ssize_t count, const lanes* shift, LaneSums* sums,
-                          bint statistics, double unit) noexcept nogil:
-    """Adds less than the lanes, a quarter at a time: 49 elements are three times the lanes and one."""
-    add_quarter(x, dy, min(count, 4), 0, shift, sums, statistics, unit)
-    if count > 4:
-        add_quarter(x, dy, min(count - 4, 4), 1, shift, sums, statistics, unit)
-    if count > 8:
-        add_quarter(x, dy, min(count - 8, 4), 2, shift, sums, statistics, unit)
-    if count > 12:
-        add_quarter(x, dy, min(count - 12, 4), 3, shift, sums, statistics, unit)
+cdef inline void add_lanes(const real* x, const real* dy, const lanes[real]* shift, LaneSums[real]* sums,
+                           bint statistics, double unit) noexcept nogil:
+    """Adds LANES elements side by side to their sums; `shift` is the mean of each, negated."""
+    cdef lanes[real] centered, delta
+    if real is double:  # all 16 at once would need more registers than there are
+        add_half(x, dy, 8, 0, shift, sums, statistics, unit)
+        add_half(x, dy, 8, 1, shift, sums, statistics, unit)
+    else:
+        load_lanes(centered, x)
+        centered = centered + shift[0]
+        delta = centered
+        if not statistics:
+            load_lanes(delta, dy)
+        sums.delta = plus(sums.delta, delta, unit)
+        sums.product = plus(sums.product, delta * centered, unit)
+
+
+cdef inline void add_rest(const real* x, const real* dy, Py_ssize_t count, const lanes[real]* shift,
+                          LaneSums[real]* sums, bint statistics, double unit) noexcept nogil:
+    """Adds less than the lanes, a part at a time: 49 elements are three times the lanes and one."""
+    if real is double:
+        add_half(x, dy, min(count, 8), 0, shift, sums, statistics, unit)
+        if count > 8:
+            add_half(x, dy, count - 8, 1, shift, sums, statistics, unit)
+    else:
+        add_quarter(x, dy, min(count, 4), 0, shift, sums, statistics, unit)
+        if count > 4:
+            add_quarter(x, dy, min(count - 4, 4), 1, shift, sums, statistics, unit)
+        if count > 8:
+            add_quarter(x, dy, min(count - 8, 4), 2, shift, sums, statistics, unit)
+        if count > 12:
+            add_quarter(x, dy, min(count - 12, 4), 3, shift, sums, statistics, unit)
 
 
 cdef inline void look_ahead(const real* x, const real* dy, Py_ssize_t ahead, bint both) noexcept nogil:
@@ -62,14 +76,14 @@ cdef inline void look_ahead(const real* x, const real* dy, Py_ssize_t ahead, bin
             prefetch(dy + ahead, LANES * sizeof(real))
 
 
-cdef inline void clear_sums(LaneSums* sums) noexcept nogil:
+cdef inline void clear_sums(LaneSums[real]* sums, real tag) noexcept nogil:
     fill(sums.delta, 0.0)
     fill(sums.product, 0.0)
     fill(sums.delta_lo, 0.0)
     fill(sums.product_lo, 0.0)
 
 
-cdef inline void put_aside(LaneSums* sums, real tag) noexcept nogil:
+cdef inline void put_aside(LaneSums[real]* sums, real tag) noexcept nogil:
     """Adds the sums of the last few terms to what is kept beside them, and begins anew. Those of float64 go on."""
     if real is not double:
         sums.delta_lo = sums.delta_lo + sums.delta
@@ -78,7 +92,7 @@ cdef inline void put_aside(LaneSums* sums, real tag) noexcept nogil:
         fill(sums.product, 0.0)
 
 
-cdef inline void load_sums(LaneSums* sums, const double* memory, bint all, real tag) noexcept nogil:
+cdef inline void load_sums(LaneSums[real]* sums, const double* memory, bint all, real tag) noexcept nogil:
     load(sums.delta, memory)
     load(sums.product, memory + LANES)
     if all or real is double:
@@ -86,7 +100,7 @@ cdef inline void load_sums(LaneSums* sums, const double* memory, bint all, real 
         load(sums.product_lo, memory + 3 * LANES)
 
 
-cdef inline void store_sums(double* memory, const LaneSums* sums, bint all, real tag) noexcept nogil:
+cdef inline void store_sums(double* memory, const LaneSums[real]* sums, bint all, real tag) noexcept nogil:
     store(memory, sums.delta)
     store(memory + LANES, sums.product)
     if all or real is double:
