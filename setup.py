@@ -59,9 +59,9 @@ OPENMP = {
 
 # The kernels are compiled once for each level of the instruction set; bnbp/engine/isa.py chooses one at import.
 # GCC prefers 256-bit vectors unless told otherwise.
-# The baseline is for CPUs of before 2013: small rather than quick, or it would be half of the wheel.
+# The baseline is for CPUs of before 2013: -O3 would make it the largest of the three, for another 15 %.
 X86_64 = {
-    "x86_64": ["-Os"],
+    "x86_64": ["-O2"],
     "x86_64_v3": ["-march=x86-64-v3"],
     "x86_64_v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
 }

@@ -43,9 +43,9 @@ def load_floor() -> Any:
 
 
 def words(tensor: Array) -> Array:
-    """A tensor's bytes as numbers that the floor can add: 16-bit elements in pairs, without a last odd one."""
-    flat = tensor.reshape(-1)
-    return flat if flat.itemsize >= 4 else flat[: flat.size // 2 * 2].view(np.float32)
+    """The bytes of a dense tensor in words of 8, which the floor can add; up to seven at its end are left out."""
+    octets = tensor.reshape(-1).view(np.uint8)
+    return octets[: octets.size // 8 * 8].view(np.uint64)
 
 
 def floor(point: Point, batch: Batch, out: Array) -> Iterator[Candidate]:

@@ -34,8 +34,10 @@
 
 #if defined(__GNUC__)
 #define BNBP_INLINE inline __attribute__((always_inline))
+#define BNBP_APART __attribute__((noinline))
 #else
 #define BNBP_INLINE inline
+#define BNBP_APART inline
 #endif
 
 /* Fills in a Cython memoryview that is None: address, shape and strides of a C-contiguous (a, b, c) array. */
@@ -177,7 +179,7 @@ struct bfloat16 {
 };
 
 /* 16 numbers one by one, each rounded once: where there are no instructions for it, and where it does not matter. */
-template <typename To, typename From> static inline void convert(To* to, const From* from) {
+template <typename To, typename From> static BNBP_APART void convert(To* to, const From* from) {
     for (int i = 0; i < 16; ++i)
         to[i] = To(from[i]);
 }
@@ -211,6 +213,10 @@ static inline void widen(double* to, const float* from) {
 #if defined(__AVX__)
     for (int i = 0; i < 16; i += 4)
         _mm256_storeu_pd(to + i, _mm256_cvtps_pd(_mm_loadu_ps(from + i)));
+#elif defined(__SSE2__)
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2)
+        _mm_storeu_pd(to + i, _mm_cvtps_pd(_mm_castpd_ps(_mm_load_sd((const double*)(from + i)))));
 #else
     convert(to, from);
 #endif
@@ -438,7 +444,10 @@ static inline void narrow(bfloat16* to, const float* from) {
 }
 static inline void narrow(float16* to, const double* from) { convert(to, from); }
 static inline void narrow(bfloat16* to, const double* from) { convert(to, from); }
-static inline void narrow(float* to, const double* from) { convert(to, from); }
+static inline void narrow(float* to, const double* from) {
+    for (int i = 0; i < 16; ++i)
+        to[i] = (float)from[i];
+}
 static inline void narrow(double* to, const float* from) { convert(to, from); } /* not called */
 
 /* Writes a cache line, or half of one, past the caches: it is then not read before it is written, and does not push out
