@@ -226,6 +226,8 @@ cdef enum:
     # Bytes asked for ahead, line by line, into L1, of what comes from memory: without, 256 x 28 x 28 takes 2.4 ms
     # instead of 1.8 (A). 2048 and 8192 are as good (I). In the caches it costs 10 to 30 % (A).
     AHEAD = 4096
+    # Bytes from the first of the rows that are read together to the last, from memory. (A)
+    NEARBY = 1024
     # Elements below which a team is not worth starting: 50176 take 16 us on one core and 11 on two. (A)
     REGION = 32768
     # More threads than this were asked for by mistake. Where the system refuses one, GNU OpenMP ends the process.

@@ -303,6 +303,13 @@ BNBP_INLINE void load_lanes(pack<T, 16, W>& p, const From* from, ptrdiff_t count
 
 /* Adds float32 to float64, and makes float32 of numbers that are it anyway. */
 template <typename R> BNBP_INLINE void add_floats(lanes<R>& to, const float_lanes& more) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(R) == 8) {
+        to.low.at += _mm512_cvtps_pd(_mm512_castps512_ps256(more.at));
+        to.high.at += _mm512_cvtps_pd(_mm512_extractf32x8_ps(more.at, 1));
+        return;
+    }
+#endif
     float x[16];
     double y[16];
     lanes<R> wide;

@@ -196,10 +196,21 @@ static inline void widen(float* to, const float16* from) {
     convert(to, from);
 #endif
 }
+#if defined(__AVX512BW__)
+static inline __m512i words_in_high_halves(void) {
+    return _mm512_set_epi32(0xf0000, 0xe0000, 0xd0000, 0xc0000, 0xb0000, 0xa0000, 0x90000, 0x80000, 0x70000, 0x60000,
+                            0x50000, 0x40000, 0x30000, 0x20000, 0x10000, 0);
+}
+/* The numbers of the high halves of 32 places: those of a register, then those of another. */
+static inline __m512i high_halves(void) {
+    return _mm512_set_epi32(0x3f003d, 0x3b0039, 0x370035, 0x330031, 0x2f002d, 0x2b0029, 0x270025, 0x230021, 0x1f001d,
+                            0x1b0019, 0x170015, 0x130011, 0xf000d, 0xb0009, 0x70005, 0x30001);
+}
+#endif
 static inline void widen(float* to, const bfloat16* from) {
-#if defined(__AVX512F__)
-    const __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from));
-    _mm512_storeu_si512(to, _mm512_slli_epi32(bits, 16));
+#if defined(__AVX512BW__) /* word k to the high half of place k, and 0 to the low one */
+    const __m512i words = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)from));
+    _mm512_storeu_si512(to, _mm512_maskz_permutexvar_epi16(0xaaaaaaaa, words_in_high_halves(), words));
 #elif defined(__AVX2__)
     for (int i = 0; i < 16; i += 8) {
         const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)(from + i)));
@@ -425,11 +436,12 @@ static inline void narrow(float16* to, const float* from) {
 }
 /* Not for every NaN: one whose last 16 bits are not 0 might round to a number. Arithmetic with bfloat16 makes none. */
 static inline void narrow(bfloat16* to, const float* from) {
-#if defined(__AVX512F__)
+#if defined(__AVX512BW__)
     const __m512i bits = _mm512_loadu_si512(from), even = _mm512_set1_epi32(1), half = _mm512_set1_epi32(0x7fff);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), even);
     const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, half), odd);
-    _mm256_storeu_si256((__m256i*)to, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+    const __m512i words = _mm512_permutexvar_epi16(high_halves(), rounded);
+    _mm256_storeu_si256((__m256i*)to, _mm512_castsi512_si256(words));
 #elif defined(__AVX2__)
     __m256i top[2];
     for (int i = 0; i < 2; ++i) {
@@ -494,55 +506,23 @@ static inline void stream_fence(void) {
 #endif
 }
 
-/* The 32 numbers of a cache line as float32, and back. Of bfloat16, those at even places come first: that takes a shift
-   or a mask for each half, where keeping them in order takes an instruction more to read 16 of them, and three more to
-   write them. */
-static inline void widen_line(float* to, const bfloat16* from) {
-#if defined(__AVX512F__)
-    const __m512i pairs = _mm512_loadu_si512(from);
-    _mm512_storeu_si512(to, _mm512_slli_epi32(pairs, 16));
-    _mm512_storeu_si512(to + 16, _mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000)));
-#elif defined(__AVX2__)
-    for (int i = 0; i < 16; i += 8) {
-        const __m256i pairs = _mm256_loadu_si256((const __m256i*)(from + 2 * i));
-        _mm256_storeu_si256((__m256i*)(to + i), _mm256_slli_epi32(pairs, 16));
-        _mm256_storeu_si256((__m256i*)(to + 16 + i), _mm256_and_si256(pairs, _mm256_set1_epi32((int)0xffff0000)));
-    }
-#else
-    for (int i = 0; i < 16; ++i)
-        to[i] = from[2 * i], to[i + 16] = from[2 * i + 1];
-#endif
-}
-static inline void narrow_line(bfloat16* to, const float* from) {
-#if defined(__AVX512F__)
-    const __m512i even = _mm512_loadu_si512(from), odd = _mm512_loadu_si512(from + 16), one = _mm512_set1_epi32(1),
-                  half = _mm512_set1_epi32(0x7fff), top = _mm512_set1_epi32((int)0xffff0000);
-    const __m512i even_bit = _mm512_and_si512(_mm512_srli_epi32(even, 16), one);
-    const __m512i odd_bit = _mm512_and_si512(_mm512_srli_epi32(odd, 16), one);
-    const __m512i low = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(even, half), even_bit), 16);
-    const __m512i high = _mm512_add_epi32(_mm512_add_epi32(odd, half), odd_bit);
-    _mm512_storeu_si512(to, _mm512_ternarylogic_epi32(high, top, low, 0xea)); /* high & top | low */
-#elif defined(__AVX2__)
-    const __m256i one = _mm256_set1_epi32(1), half = _mm256_set1_epi32(0x7fff),
-                  top = _mm256_set1_epi32((int)0xffff0000);
-    for (int i = 0; i < 16; i += 8) {
-        const __m256i even = _mm256_loadu_si256((const __m256i*)(from + i));
-        const __m256i odd = _mm256_loadu_si256((const __m256i*)(from + 16 + i));
-        const __m256i even_bit = _mm256_and_si256(_mm256_srli_epi32(even, 16), one);
-        const __m256i odd_bit = _mm256_and_si256(_mm256_srli_epi32(odd, 16), one);
-        const __m256i low = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(even, half), even_bit), 16);
-        const __m256i high = _mm256_and_si256(_mm256_add_epi32(_mm256_add_epi32(odd, half), odd_bit), top);
-        _mm256_storeu_si256((__m256i*)(to + 2 * i), _mm256_or_si256(high, low));
-    }
-#else
-    for (int i = 0; i < 16; ++i)
-        to[2 * i] = bfloat16(from[i]), to[2 * i + 1] = bfloat16(from[i + 16]);
-#endif
-}
-
-static inline void widen_line(float* to, const float16* from) {
+/* The 32 numbers of a cache line as float32, and back. */
+template <typename T> static inline void widen_line(float* to, const T* from) {
     widen(to, from);
     widen(to + 16, from + 16);
+}
+static inline void narrow_line(bfloat16* to, const float* from) {
+#if defined(__AVX512BW__) /* rounded in words: 1 is added where what is cut off, plus 0x7fff or 0x8000, has a carry */
+    const __m512i first = _mm512_loadu_si512(from), second = _mm512_loadu_si512(from + 16), high = high_halves();
+    const __m512i kept = _mm512_permutex2var_epi16(first, high, second);
+    const __m512i cut = _mm512_permutex2var_epi16(first, _mm512_sub_epi16(high, _mm512_set1_epi16(1)), second);
+    const __m512i more = _mm512_ternarylogic_epi32(kept, _mm512_set1_epi16(1), _mm512_set1_epi16(0x7ffe), 0xea);
+    const __m512i carry = _mm512_srli_epi16(_mm512_avg_epu16(cut, more), 15); /* (cut + more + 1) >> 16 */
+    _mm512_storeu_si512(to, _mm512_add_epi16(kept, carry));
+#else
+    narrow(to, from);
+    narrow(to + 16, from + 16);
+#endif
 }
 static inline void narrow_line(float16* to, const float* from) {
 #if defined(__AVX512F__)

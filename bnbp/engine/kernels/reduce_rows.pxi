@@ -46,11 +46,11 @@ cdef inline void end_columns(LaneSums[real]* sums, const Accumulators* a, Py_ssi
 cdef inline void reduce_columns(
     const real* x,          # IN  (rows, count), with a pitch
     const real* dy,         # IN
-    Py_ssize_t rows, Py_ssize_t pitch, Py_ssize_t count, Py_ssize_t ahead,
+    Py_ssize_t rows, Py_ssize_t pitch, Py_ssize_t count,
     const Accumulators* a,  # IN OUT (count)
     bint statistics, bint begins, bint ends,
 ) noexcept nogil:
-    """Adds a few rows to the accumulators of their positions, and asks for what comes `ahead` elements later."""
+    """Adds a few rows to the accumulators of their positions."""
     cdef LaneSums[real] sums, more
     cdef lanes[real] shift, shift_more
     cdef Py_ssize_t i = 0, row, at, some
@@ -60,10 +60,8 @@ cdef inline void reduce_columns(
         begin_columns(&more, &shift_more, a, i + LANES, begins, <real> 0)
         for row in range(rows):
             at = row * pitch + i
-            look_ahead(x + at, dy + at, ahead, not statistics)
             add_lanes(x + at, dy + at, &shift, &sums, statistics, unit)
             at += LANES
-            look_ahead(x + at, dy + at, ahead, not statistics)
             add_lanes(x + at, dy + at, &shift_more, &more, statistics, unit)
         end_columns(&sums, a, i, ends, <real> 0)
         end_columns(&more, a, i + LANES, ends, <real> 0)
@@ -74,7 +72,6 @@ cdef inline void reduce_columns(
         if some == LANES:
             for row in range(rows):
                 at = row * pitch + i
-                look_ahead(x + at, dy + at, ahead, not statistics)
                 add_lanes(x + at, dy + at, &shift, &sums, statistics, unit)
         else:
             for row in range(rows):
@@ -84,50 +81,75 @@ cdef inline void reduce_columns(
         i += LANES
 
 
+cdef inline void begin_halves(Chain* chain, float_lanes* shift, const Accumulators* a, Py_ssize_t i, bint begins
+                              ) noexcept nogil:
+    """Takes up the sums of LANES positions, and narrows what is subtracted."""
+    cdef lanes[double] wide
+    load(wide, a.shift + i)
+    shift[0] = narrowed(wide)
+    if begins:
+        begin_chain(chain)
+    else:
+        load(chain.delta, a.half_delta + i)
+        load(chain.product, a.half_product + i)
+
+
+cdef inline void end_halves(Chain* chain, const Accumulators* a, Py_ssize_t i, bint second, bint ends) noexcept nogil:
+    """Puts them down, or adds them, if they are the second of two, with the first to the sums in float64."""
+    cdef lanes[double] sums
+    cdef Chain first
+    if not ends:
+        store(a.half_delta + i, chain.delta)
+        store(a.half_product + i, chain.product)
+        return
+    if second:
+        load(first.delta, a.half_delta - POSITIONS - LANES + i)
+        load(first.product, a.half_product - POSITIONS - LANES + i)
+        join_chains(chain, &first)
+    load(sums, a.delta + i)
+    add_floats(sums, chain.delta)
+    store(a.delta + i, sums)
+    load(sums, a.product + i)
+    add_floats(sums, chain.product)
+    store(a.product + i, sums)
+
+
 cdef inline void reduce_halves_columns(
     const real* x,          # IN  (rows, count), with a pitch
     const real* dy,         # IN
-    Py_ssize_t rows, Py_ssize_t pitch, Py_ssize_t count, Py_ssize_t ahead,
+    Py_ssize_t rows, Py_ssize_t pitch, Py_ssize_t count,
     const Accumulators* a,  # IN OUT (count)
-    bint begins, bint ends,
+    bint begins, bint second, bint ends,
 ) noexcept nogil:
-    """The same for 16-bit numbers: TOGETHER rows begin and end with the sums in float32."""
-    cdef LaneSums[real] sums
-    cdef lanes[real] wide_shift
-    cdef float_lanes delta, product, shift
-    cdef Py_ssize_t i, row, at, some
-    for i in range(0, count, 16):
-        some = min(count - i, LANES)
-        load(wide_shift, a.shift + i)
-        shift = narrowed(wide_shift)
-        if begins:
-            fill(delta, <float> 0.0)
-            fill(product, <float> 0.0)
-        else:
-            load(delta, a.half_delta + i)
-            load(product, a.half_product + i)
+    """The same for 16-bit numbers, a few of the rows that a chain adds up: the `second` of two, or the first."""
+    cdef Chain chain, more
+    cdef float_lanes shift, shift_more
+    cdef Py_ssize_t i = 0, row, at, some
+    while i + 2 * LANES <= count:
+        begin_halves(&chain, &shift, a, i, begins)
+        begin_halves(&more, &shift_more, a, i + LANES, begins)
         for row in range(rows):
             at = row * pitch + i
-            look_ahead(x + at, dy + at, ahead, True)
-            if some == LANES:
-                add_halves(x + at, dy + at, LANES, &shift, &delta, &product)
-            else:
-                add_halves(x + at, dy + at, some, &shift, &delta, &product)
-        if ends:
-            load(sums.delta, a.delta + i)
-            load(sums.product, a.product + i)
-            add_widened(&sums, &delta, &product, <real> 0)
-            store(a.delta + i, sums.delta)
-            store(a.product + i, sums.product)
-        else:
-            store(a.half_delta + i, delta)
-            store(a.half_product + i, product)
+            add_halves(x + at, dy + at, LANES, &shift, &chain)
+            at += LANES
+            add_halves(x + at, dy + at, LANES, &shift_more, &more)
+        end_halves(&chain, a, i, second, ends)
+        end_halves(&more, a, i + LANES, second, ends)
+        i += 2 * LANES
+    while i < count:
+        some = min(count - i, LANES)
+        begin_halves(&chain, &shift, a, i, begins)
+        for row in range(rows):
+            at = row * pitch + i
+            add_halves(x + at, dy + at, some, &shift, &chain)
+        end_halves(&chain, a, i, second, ends)
+        i += LANES
 
 
 cdef inline void halves_of(const real* x, const real* dy, Py_ssize_t rows, Py_ssize_t pitch, Py_ssize_t count,
-                           Py_ssize_t ahead, const Accumulators* a, bint begins, bint ends) noexcept nogil:
+                           const Accumulators* a, bint begins, bint second, bint ends) noexcept nogil:
     if real is float16 or real is bfloat16:
-        reduce_halves_columns(x, dy, rows, pitch, count, ahead, a, begins, ends)
+        reduce_halves_columns(x, dy, rows, pitch, count, a, begins, second, ends)
 
 
 cdef void reduce_rows(
@@ -143,12 +165,16 @@ cdef void reduce_rows(
     cdef double[POSITIONS + 16] delta, delta_lo, product, product_lo, shift
     cdef bint halves = sizeof(real) == 2 and not statistics
     cdef Accumulators a
-    cdef Py_ssize_t i, k, c, count, length, row = 0, position = 0, left = TERMS, ahead, s = p.s
+    cdef Py_ssize_t i, k, c, count, length, row = 0, position = 0, left = TERMS, s = p.s
     cdef Py_ssize_t channels = t.c1 - t.c0, rows = t.rows - (t.last < t.length), repeat = channels * s
-    cdef bint linear = real is not double and p.far and t.length <= POSITIONS // 2, ends
+    cdef Py_ssize_t group = GROUP
+    cdef bint ends, second
+    cdef float* half_delta = <float*> delta_lo
+    cdef float* half_product = <float*> product_lo
     cdef bint aside = real is not double and t.rows >= TERMS and not halves
     a.delta, a.delta_lo, a.product, a.product_lo, a.shift = delta, delta_lo, product, product_lo, shift
-    a.half_delta, a.half_product = <float*> delta_lo, <float*> product_lo
+    while p.far and group > 1 and group * t.pitch * max(<Py_ssize_t> sizeof(real), 4) > NEARBY:
+        group //= 2
     if s == 1:
         for c in range(channels):
             shift[c] = -means[c]
@@ -170,19 +196,21 @@ cdef void reduce_rows(
     while row < t.rows:
         count, length = 1, t.last
         if row < rows:
-            count, length = min(min(rows - row, 1 if linear else GROUP), left), t.length
+            count, length = min(min(rows - row, group), left), t.length
         left -= count
         ends = left == 0
         if ends:
             left = TERMS
-        ahead = 0 if linear or not p.far else count * t.pitch
         if halves:
-            halves_of(x, dy, count, t.pitch, length, ahead, &a, row % TOGETHER == 0 or row == rows,
-                      (row + count) % TOGETHER == 0 or row + count == rows or row + count == t.rows)
+            second = row // TOGETHER % 2 == 1 and row < rows
+            a.half_delta = half_delta + second * (POSITIONS + LANES)
+            a.half_product = half_product + second * (POSITIONS + LANES)
+            halves_of(x, dy, count, t.pitch, length, &a, row % TOGETHER == 0 or row == rows, second,
+                      (row + count) % (2 * TOGETHER) == 0 or row + count == rows or row + count == t.rows)
         elif statistics:
-            reduce_columns(x, x, count, t.pitch, length, ahead, &a, True, row == 0, ends)
+            reduce_columns(x, x, count, t.pitch, length, &a, True, row == 0, ends)
         else:
-            reduce_columns(x, dy, count, t.pitch, length, ahead, &a, False, row == 0, ends)
+            reduce_columns(x, dy, count, t.pitch, length, &a, False, row == 0, ends)
         x += count * t.pitch
         dy += count * t.pitch
         row += count
