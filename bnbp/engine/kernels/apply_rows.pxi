@@ -26,11 +26,18 @@ cdef inline void apply_columns(const real* x, const real* dy, real* to, Py_ssize
     cdef arith d = side_by_side(at, 3, i, tag), e = side_by_side(at, 0, i + LANES, tag)
     cdef arith f = side_by_side(at, 1, i + LANES, tag), g = side_by_side(at, 2, i + LANES, tag)
     cdef arith h = side_by_side(at, 3, i + LANES, tag)
+    cdef float_lanes[4] left, right
     cdef Py_ssize_t row
-    for row in range(rows):
-        apply_lanes(x + i, dy + i, to + i, LANES, &a, &b, &c, &d, normalize, streams)
-        apply_lanes(x + i + LANES, dy + i + LANES, to + i + LANES, LANES, &e, &f, &g, &h, normalize, streams)
-        i += pitch
+    if (real is float16 or real is bfloat16) and arith is float_lanes:
+        left, right = [a, b, c, d], [e, f, g, h]
+        for row in range(rows):
+            apply_line(x + i, dy + i, to + i, left, right, normalize, streams)
+            i += pitch
+    else:
+        for row in range(rows):
+            apply_lanes(x + i, dy + i, to + i, LANES, &a, &b, &c, &d, normalize, streams)
+            apply_lanes(x + i + LANES, dy + i + LANES, to + i + LANES, LANES, &e, &f, &g, &h, normalize, streams)
+            i += pitch
 
 
 cdef inline void apply_rest(const real* x, const real* dy, real* to, Py_ssize_t count, const Positions* at,
@@ -51,7 +58,9 @@ cdef inline void apply_rectangle_as(const real* x, const real* dy, real* to, Py_
     # From memory, `linear` is the order in which the CPU sees what comes next: 0.6 ns an element instead of 1.1, and to
     # ask for it ahead costs 5 %. Of rows a multiple of a page apart what is read passes for what was just written. (A)
     cdef Py_ssize_t row = 0, i, k, some, whole = (last - first) // (2 * LANES) * (2 * LANES) + first
-    cdef Py_ssize_t together = 1 if linear or pitch * sizeof(real) % 4096 == 0 else 2
+    cdef Py_ssize_t together = 1 if pitch * sizeof(real) % 4096 == 0 else 2
+    if linear:
+        together = max(NEARBY // 2 // (pitch * <Py_ssize_t> sizeof(real)), 1)
     while row < rows:
         some = min(rows - row, together)
         for i in range(first, whole, 32):

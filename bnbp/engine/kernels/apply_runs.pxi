@@ -37,20 +37,23 @@ cdef inline void apply_lanes(const real* x, const real* dy, real* to, Py_ssize_t
         store_lanes(to, value(xs, dys, a[0], b[0], c[0], d[0], False), count, streams)
 
 
-cdef inline void apply_line(const real* x, const real* dy, real* to, const float_lanes* a, const float_lanes* b,
-                            const float_lanes* c, const float_lanes* d, bint normalize, bint streams) noexcept nogil:
-    """A whole line of 16-bit numbers, which is twice the lanes."""
+cdef inline void apply_line(const real* x, const real* dy, real* to, const float_lanes* left, const float_lanes* right,
+                            bint normalize, bint streams) noexcept nogil:
+    """A whole line of 16-bit numbers, which is twice the lanes, with a, b, c and d of either half."""
     cdef float[32] xs, dys, results
     cdef real[32] line
-    cdef float_lanes some, deltas
-    cdef Py_ssize_t k
+    cdef float_lanes first, second, delta
     if real is float16 or real is bfloat16:
         widen_line(xs, x)
         widen_line(dys, x if normalize else dy)
-        for k in range(0, 32, 16):
-            load(some, xs + k)
-            load(deltas, dys + k)
-            store(results + k, value(some, deltas, a[0], b[0], c[0], d[0], normalize))
+        load(first, xs)
+        load(delta, dys)
+        first = value(first, delta, left[0], left[1], left[2], left[3], normalize)
+        load(second, &xs[16])
+        load(delta, &dys[16])
+        second = value(second, delta, right[0], right[1], right[2], right[3], normalize)
+        store(results, first)
+        store(&results[16], second)
         narrow_line(line, results)
         if streams:
             stream_line(to, line)
@@ -63,15 +66,17 @@ cdef inline void apply_lines(const real* x, const real* dy, real* to, Py_ssize_t
     """Whole lanes of a run, or less than one. Asks for what comes `ahead` elements later."""
     cdef arith a = everywhere(ch, 0, q, tag), b = everywhere(ch, 1, q, tag), c = everywhere(ch, 2, q, tag)
     cdef arith d = everywhere(ch, 3, q, tag)
+    cdef float_lanes[4] all_four
     cdef Py_ssize_t i = 0
     if count < LANES:
         apply_lanes(x, dy, to, count, &a, &b, &c, &d, normalize, False)
         return
     if (real is float16 or real is bfloat16) and arith is float_lanes:
         if count >= 32 and (not streams or past_line(to) == 0):
+            all_four = [a, b, c, d]
             for i in range(0, count - 31, 32):
                 look_ahead(x + i, dy + i, ahead, not normalize)
-                apply_line(x + i, dy + i, to + i, &a, &b, &c, &d, normalize, streams)
+                apply_line(x + i, dy + i, to + i, all_four, all_four, normalize, streams)
             i = count - count % 32
     while i < count:
         look_ahead(x + i, dy + i, ahead, not normalize)

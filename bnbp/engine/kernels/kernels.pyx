@@ -178,7 +178,6 @@ cdef extern from "lanes.h" nogil:
     lanes[R] plus "plus_for" [R](const lanes[R]& a, const lanes[R]& b, double one)
     void load_lanes "load_lanes_for" [R](lanes[R]& to, const R* source)
     void add_floats[R](lanes[R]& to, const float_lanes& more)
-    float_lanes narrowed[R](const lanes[R]& source)
 
 # The reasons are times measured on two cores, x86-64-v4, float32: of an Intel Xeon (Sapphire Rapids or later, L2 2 MiB)
 # where a line ends in (I), of an AMD EPYC (Zen 4, L2 1 MiB, L3 32 MiB) where it ends in (A).

@@ -301,7 +301,7 @@ BNBP_INLINE void load_lanes(pack<T, 16, W>& p, const From* from, ptrdiff_t count
     load(p, x);
 }
 
-/* Adds float32 to float64, and makes float32 of numbers that are it anyway. */
+/* Adds float32 to float64. */
 template <typename R> BNBP_INLINE void add_floats(lanes<R>& to, const float_lanes& more) {
 #if defined(__AVX512F__)
     if constexpr (sizeof(R) == 8) {
@@ -318,16 +318,6 @@ template <typename R> BNBP_INLINE void add_floats(lanes<R>& to, const float_lane
     load(wide, y);
     to = to + wide;
 }
-template <typename R> BNBP_INLINE float_lanes narrowed(const lanes<R>& p) {
-    double x[16];
-    float y[16];
-    float_lanes few;
-    store(x, p);
-    narrow(y, x);
-    load(few, y);
-    return few;
-}
-
 /* And back, rounded once: into the caches or, if they are all, past them. */
 template <typename To, typename T, int W>
 BNBP_INLINE void store_lanes(To* to, const pack<T, 16, W>& p, ptrdiff_t count, bool streams) {

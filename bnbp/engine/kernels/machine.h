@@ -216,6 +216,12 @@ static inline void widen(float* to, const bfloat16* from) {
         const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)(from + i)));
         _mm256_storeu_si256((__m256i*)(to + i), _mm256_slli_epi32(bits, 16));
     }
+#elif defined(__SSE2__)
+    for (int i = 0; i < 16; i += 8) {
+        const __m128i words = _mm_loadu_si128((const __m128i*)(from + i));
+        _mm_storeu_si128((__m128i*)(to + i), _mm_unpacklo_epi16(_mm_setzero_si128(), words));
+        _mm_storeu_si128((__m128i*)(to + i + 4), _mm_unpackhi_epi16(_mm_setzero_si128(), words));
+    }
 #else
     convert(to, from);
 #endif

@@ -14,6 +14,7 @@ cdef struct Accumulators:  # of the positions of a row, LANES of them in registe
     const double* shift      # the means, negated
     float* half_delta        # of 16-bit numbers: the sums of the last few rows
     float* half_product
+    float* half_shift
 
 
 cdef inline void begin_columns(LaneSums[real]* sums, lanes[real]* shift, const Accumulators* a, Py_ssize_t i,
@@ -83,10 +84,8 @@ cdef inline void reduce_columns(
 
 cdef inline void begin_halves(Chain* chain, float_lanes* shift, const Accumulators* a, Py_ssize_t i, bint begins
                               ) noexcept nogil:
-    """Takes up the sums of LANES positions, and narrows what is subtracted."""
-    cdef lanes[double] wide
-    load(wide, a.shift + i)
-    shift[0] = narrowed(wide)
+    """Takes up the sums of LANES positions."""
+    load(shift[0], a.half_shift + i)
     if begins:
         begin_chain(chain)
     else:
@@ -164,6 +163,7 @@ cdef void reduce_rows(
     """The sums of a chunk of short runs: an accumulator for each position of a row, folded by channel at the end."""
     cdef double[POSITIONS + 16] delta, delta_lo, product, product_lo, shift
     cdef bint halves = sizeof(real) == 2 and not statistics
+    cdef float[POSITIONS + 16] half_shift
     cdef Accumulators a
     cdef Py_ssize_t i, k, c, count, length, row = 0, position = 0, left = TERMS, s = p.s
     cdef Py_ssize_t channels = t.c1 - t.c0, rows = t.rows - (t.last < t.length), repeat = channels * s
@@ -172,7 +172,8 @@ cdef void reduce_rows(
     cdef float* half_delta = <float*> delta_lo
     cdef float* half_product = <float*> product_lo
     cdef bint aside = real is not double and t.rows >= TERMS and not halves
-    a.delta, a.delta_lo, a.product, a.product_lo, a.shift = delta, delta_lo, product, product_lo, shift
+    a.delta, a.delta_lo, a.product, a.product_lo = delta, delta_lo, product, product_lo
+    a.shift, a.half_shift = shift, half_shift
     while p.far and group > 1 and group * t.pitch * max(<Py_ssize_t> sizeof(real), 4) > NEARBY:
         group //= 2
     if s == 1:
@@ -193,6 +194,8 @@ cdef void reduce_rows(
     if halves:
         memset(delta, 0, (t.length + LANES) * sizeof(double))
         memset(product, 0, (t.length + LANES) * sizeof(double))
+        for i in range(t.length):
+            half_shift[i] = <float> shift[i]
     while row < t.rows:
         count, length = 1, t.last
         if row < rows:
