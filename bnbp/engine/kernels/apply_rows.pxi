@@ -58,7 +58,7 @@ cdef inline void apply_rectangle_as(const real* x, const real* dy, real* to, Py_
     # From memory, `linear` is the order in which the CPU sees what comes next: 0.6 ns an element instead of 1.1, and to
     # ask for it ahead costs 5 %. Of rows a multiple of a page apart what is read passes for what was just written. (A)
     cdef Py_ssize_t row = 0, i, k, some, whole = (last - first) // (2 * LANES) * (2 * LANES) + first
-    cdef Py_ssize_t together = 1 if pitch * sizeof(real) % 4096 == 0 else 2
+    cdef Py_ssize_t together = 1 if pitch * sizeof(real) % PAGE == 0 else 2
     if linear:
         together = max(NEARBY // 2 // (pitch * <Py_ssize_t> sizeof(real)), 1)
     while row < rows:

@@ -227,6 +227,8 @@ cdef enum:
     AHEAD = 4096
     # Bytes from the first of the rows that are read together to the last, from memory. (A)
     NEARBY = 1024
+    # Bytes of a page of memory, beyond which the CPU does not look ahead.
+    PAGE = 4096
     # Elements below which a team is not worth starting: 50176 take 16 us on one core and 11 on two. (A)
     REGION = 32768
     # More threads than this were asked for by mistake. Where the system refuses one, GNU OpenMP ends the process.

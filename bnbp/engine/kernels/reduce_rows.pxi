@@ -2,9 +2,10 @@
 #
 # Short runs would end before lanes have begun. There the elements of a row, that is of neighbouring channels for one
 # n, or of some whole rows of few channels, each have an accumulator of their own, which goes down the rows of the
-# chunk. From the caches it stays in a register for GROUP rows; from memory the rows are read one after the other, in
-# the order in which the CPU sees what comes next: 256 channels take 0.31 ns an element so, and 0.72 with eight rows at
-# a time, asked for ahead or not (AMD EPYC, Zen 4).
+# chunk. From the caches it stays in a register for GROUP rows. From memory, NEARBY bytes are read at a time, one row or
+# a few: the CPU then sees what comes next, and to ask for it ahead gains nothing. 256 channels take 0.35 ns an element
+# so, and 0.72 with eight rows at a time; 64 channels take 0.23 with four rows, and 0.45 with one. Of rows of
+# a page or more, whose accumulators leave little room in L1, eight are better again, asked for ahead (AMD EPYC, Zen 4).
 
 cdef struct Accumulators:  # of the positions of a row, LANES of them in registers on their way down the rows
     double* delta
@@ -47,7 +48,7 @@ cdef inline void end_columns(LaneSums[real]* sums, const Accumulators* a, Py_ssi
 cdef inline void reduce_columns(
     const real* x,          # IN  (rows, count), with a pitch
     const real* dy,         # IN
-    Py_ssize_t rows, Py_ssize_t pitch, Py_ssize_t count,
+    Py_ssize_t rows, Py_ssize_t pitch, Py_ssize_t count, Py_ssize_t ahead,
     const Accumulators* a,  # IN OUT (count)
     bint statistics, bint begins, bint ends,
 ) noexcept nogil:
@@ -61,8 +62,10 @@ cdef inline void reduce_columns(
         begin_columns(&more, &shift_more, a, i + LANES, begins, <real> 0)
         for row in range(rows):
             at = row * pitch + i
+            look_ahead(x + at, dy + at, ahead, not statistics)
             add_lanes(x + at, dy + at, &shift, &sums, statistics, unit)
             at += LANES
+            look_ahead(x + at, dy + at, ahead, not statistics)
             add_lanes(x + at, dy + at, &shift_more, &more, statistics, unit)
         end_columns(&sums, a, i, ends, <real> 0)
         end_columns(&more, a, i + LANES, ends, <real> 0)
@@ -73,6 +76,7 @@ cdef inline void reduce_columns(
         if some == LANES:
             for row in range(rows):
                 at = row * pitch + i
+                look_ahead(x + at, dy + at, ahead, not statistics)
                 add_lanes(x + at, dy + at, &shift, &sums, statistics, unit)
         else:
             for row in range(rows):
@@ -165,7 +169,7 @@ cdef void reduce_rows(
     cdef bint halves = sizeof(real) == 2 and not statistics
     cdef float[POSITIONS + 16] half_shift
     cdef Accumulators a
-    cdef Py_ssize_t i, k, c, count, length, row = 0, position = 0, left = TERMS, s = p.s
+    cdef Py_ssize_t i, k, c, count, length, row = 0, position = 0, left = TERMS, ahead = 0, s = p.s
     cdef Py_ssize_t channels = t.c1 - t.c0, rows = t.rows - (t.last < t.length), repeat = channels * s
     cdef Py_ssize_t group = GROUP
     cdef bint ends, second
@@ -174,8 +178,11 @@ cdef void reduce_rows(
     cdef bint aside = real is not double and t.rows >= TERMS and not halves
     a.delta, a.delta_lo, a.product, a.product_lo = delta, delta_lo, product, product_lo
     a.shift, a.half_shift = shift, half_shift
-    while p.far and group > 1 and group * t.pitch * max(<Py_ssize_t> sizeof(real), 4) > NEARBY:
-        group //= 2
+    if p.far and not halves and t.length * sizeof(real) >= PAGE:
+        ahead = group * t.pitch
+    elif p.far:
+        while group > 1 and group * t.pitch * max(<Py_ssize_t> sizeof(real), 4) > NEARBY:
+            group //= 2
     if s == 1:
         for c in range(channels):
             shift[c] = -means[c]
@@ -211,9 +218,9 @@ cdef void reduce_rows(
             halves_of(x, dy, count, t.pitch, length, &a, row % TOGETHER == 0 or row == rows, second,
                       (row + count) % (2 * TOGETHER) == 0 or row + count == rows or row + count == t.rows)
         elif statistics:
-            reduce_columns(x, x, count, t.pitch, length, &a, True, row == 0, ends)
+            reduce_columns(x, x, count, t.pitch, length, ahead, &a, True, row == 0, ends)
         else:
-            reduce_columns(x, dy, count, t.pitch, length, &a, False, row == 0, ends)
+            reduce_columns(x, dy, count, t.pitch, length, ahead, &a, False, row == 0, ends)
         x += count * t.pitch
         dy += count * t.pitch
         row += count
