@@ -51,7 +51,7 @@ def test_a_team_that_another_library_started_does_not_hang_a_forked_child():
     """The kernels cannot know of it: any library may use the same OpenMP. Here it is the floor of the benchmark."""
     code = """
 from bnbp.cli.benchmark import candidates
-assert candidates.load_floor().read1(np.ones(1 << 16, np.float32), 2) == 1 << 16
+assert candidates.load_floor().read1(np.ones(1 << 16, np.uint64), 2) == 1 << 16
 child = os.fork()
 if child == 0:
     os._exit(0 if run() else 1)

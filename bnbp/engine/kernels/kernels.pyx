@@ -102,12 +102,12 @@ cdef extern from "lanes.h" nogil:
         lanes[R] operator*(lanes[R])
         lanes[R] operator-()
 
-    cppclass half:         # and half of them, for float64
-        half operator+(half)
-        half operator-(half)
-        half operator*(half)
+    cppclass eight:        # half of them, for float64
+        eight operator+(eight)
+        eight operator-(eight)
+        eight operator*(eight)
 
-    cppclass quarter:      # a quarter of them, for other types
+    cppclass quarter:      # and a quarter, for other types
         quarter operator+(quarter)
         quarter operator-(quarter)
         quarter operator*(quarter)
@@ -125,7 +125,7 @@ cdef extern from "lanes.h" nogil:
 
 ctypedef fused number:     # what sums are made of
     double
-    half
+    eight
     quarter
 
 ctypedef fused arith:      # what `apply` computes in
@@ -139,17 +139,17 @@ cdef extern from "lanes.h" nogil:
     void join(lanes[double]& to, double left, double right, Py_ssize_t border)
     void join(float_lanes& to, float left, float right, Py_ssize_t border)
     float_lanes first_of(const float_lanes& source, Py_ssize_t count)
-    half first_of(const half& source, Py_ssize_t count)
+    eight first_of(const eight& source, Py_ssize_t count)
     quarter first_of(const quarter& source, Py_ssize_t count)
-    half plus(const half& a, const half& b, double one)
-    half minus(const half& a, const half& b, double one)
-    half product_error(const half& a, const half& b, const half& p)
+    eight plus(const eight& a, const eight& b, double one)
+    eight minus(const eight& a, const eight& b, double one)
+    eight product_error(const eight& a, const eight& b, const eight& p)
     quarter plus(const quarter& a, const quarter& b, double one)
     quarter minus(const quarter& a, const quarter& b, double one)
     quarter product_error(const quarter& a, const quarter& b, const quarter& p)
-    half& half_of(lanes[double]& source, int k)
+    eight& eight_of(lanes[double]& source, int k)
     quarter& quarter_of[R](lanes[R]& source, int k)
-    void load_half(half& to, const double* source, Py_ssize_t count)
+    void load_eight(eight& to, const double* source, Py_ssize_t count)
     void load_quarter(quarter& to, const float16* source, Py_ssize_t count)
     void load_quarter(quarter& to, const bfloat16* source, Py_ssize_t count)
     void load_quarter(quarter& to, const float* source, Py_ssize_t count)

@@ -41,7 +41,7 @@ template <typename T, int W> struct pack<T, W, W> {
 /* What the kernels take at a time: LANES numbers, of float64 for data of type R. */
 template <typename R> using lanes = pack<double, 16, sizeof(R) == 8 ? widest<double> : narrower>;
 typedef pack<float, 16, widest<float>> float_lanes;
-typedef pack<double, 8, widest<double>> half;
+typedef pack<double, 8, widest<double>> eight;
 typedef pack<double, 4, narrower> quarter;
 
 /* The sums of LANES accumulators: of float64 with what was rounded off, of others with what was put aside. */
@@ -78,19 +78,22 @@ template <typename T, int N, int W> BNBP_INLINE void store(T* to, const pack<T, 
 
 /* ---- arithmetic */
 
-template <typename T, int N, int W> BNBP_INLINE pack<T, N, W> operator+(const pack<T, N, W>& a, const pack<T, N, W>& b) {
+template <typename T, int N, int W>
+BNBP_INLINE pack<T, N, W> operator+(const pack<T, N, W>& a, const pack<T, N, W>& b) {
     if constexpr (N == W)
         return {a.at + b.at};
     else
         return {a.low + b.low, a.high + b.high};
 }
-template <typename T, int N, int W> BNBP_INLINE pack<T, N, W> operator-(const pack<T, N, W>& a, const pack<T, N, W>& b) {
+template <typename T, int N, int W>
+BNBP_INLINE pack<T, N, W> operator-(const pack<T, N, W>& a, const pack<T, N, W>& b) {
     if constexpr (N == W)
         return {a.at - b.at};
     else
         return {a.low - b.low, a.high - b.high};
 }
-template <typename T, int N, int W> BNBP_INLINE pack<T, N, W> operator*(const pack<T, N, W>& a, const pack<T, N, W>& b) {
+template <typename T, int N, int W>
+BNBP_INLINE pack<T, N, W> operator*(const pack<T, N, W>& a, const pack<T, N, W>& b) {
     if constexpr (N == W)
         return {a.at * b.at};
     else
@@ -105,7 +108,8 @@ template <typename T, int N, int W> BNBP_INLINE pack<T, N, W> operator-(const pa
 
 /* a * b + c in one rounding, where there is an instruction for it; otherwise in two. */
 template <int N, int W>
-BNBP_INLINE pack<double, N, W> fused(const pack<double, N, W>& a, const pack<double, N, W>& b, const pack<double, N, W>& c) {
+BNBP_INLINE pack<double, N, W> fused(const pack<double, N, W>& a, const pack<double, N, W>& b,
+                                     const pack<double, N, W>& c) {
     if constexpr (N == W) {
 #if defined(__AVX512F__)
         if constexpr (W == 8)
@@ -123,7 +127,8 @@ BNBP_INLINE pack<double, N, W> fused(const pack<double, N, W>& a, const pack<dou
 
 /* The functions of machine.h, for packs: a + b and a - b by the units that multiply, and the rounding error of p = a *
  * b. */
-template <int N, int W> BNBP_INLINE pack<double, N, W> plus(const pack<double, N, W>& a, const pack<double, N, W>& b, double one) {
+template <int N, int W>
+BNBP_INLINE pack<double, N, W> plus(const pack<double, N, W>& a, const pack<double, N, W>& b, double one) {
 #if defined(__FMA__)
     pack<double, N, W> unit;
     fill(unit, one);
@@ -133,7 +138,8 @@ template <int N, int W> BNBP_INLINE pack<double, N, W> plus(const pack<double, N
     return a + b;
 #endif
 }
-template <int N, int W> BNBP_INLINE pack<double, N, W> minus(const pack<double, N, W>& a, const pack<double, N, W>& b, double one) {
+template <int N, int W>
+BNBP_INLINE pack<double, N, W> minus(const pack<double, N, W>& a, const pack<double, N, W>& b, double one) {
     return plus(a, -b, one);
 }
 /* `scale` for large numbers, 1 for others: see `product_error` of machine.h. */
@@ -143,7 +149,7 @@ template <typename Register> BNBP_INLINE Register if_large(Register a, double sc
 }
 template <int N, int W>
 BNBP_INLINE pack<double, N, W> product_error(const pack<double, N, W>& a, const pack<double, N, W>& b,
-                                          const pack<double, N, W>& p) {
+                                             const pack<double, N, W>& p) {
     if constexpr (N != W) {
         return {product_error(a.low, b.low, p.low), product_error(a.high, b.high, p.high)};
     } else {
@@ -162,7 +168,7 @@ BNBP_INLINE pack<double, N, W> product_error(const pack<double, N, W>& a, const 
 }
 #if !defined(__FMA__)
 /* A function of its own: written out wherever it is called, it would be a sixth of the module. */
-static BNBP_APART half product_error(const half& a, const half& b, const half& p) {
+static BNBP_APART eight product_error(const eight& a, const eight& b, const eight& p) {
     return product_error<8, widest<double>>(a, b, p);
 }
 #endif
@@ -206,14 +212,14 @@ BNBP_INLINE float_lanes first_of(const float_lanes& p, ptrdiff_t count) {
 }
 
 /* A part of the lanes, to be changed in place; `k` is a constant. */
-BNBP_INLINE half& half_of(lanes<double>& p, int k) { return k ? p.high : p.low; }
+BNBP_INLINE eight& eight_of(lanes<double>& p, int k) { return k ? p.high : p.low; }
 template <typename R> BNBP_INLINE quarter& quarter_of(lanes<R>& p, int k) {
     auto& part = k < 2 ? p.low : p.high;
     return k % 2 ? part.high : part.low;
 }
 
 /* The first `count` of eight numbers (1 to 8), or of four, of a tensor, and 0 for the others. */
-BNBP_INLINE void load_half(half& p, const double* from, ptrdiff_t count) {
+BNBP_INLINE void load_eight(eight& p, const double* from, ptrdiff_t count) {
     if (count == 8) {
         load(p, from);
         return;
@@ -261,8 +267,8 @@ template <typename T, int W> BNBP_INLINE void join(pack<T, 16, W>& p, T left, T 
 
 /* The sum of the lanes in two steps: first for each channel, then for four channels side by side. */
 template <typename R> BNBP_INLINE void half_sum(double* to, const lanes<R>& p) {
-    const auto eight = p.low + p.high;
-    store(to, eight.low + eight.high);
+    const auto half = p.low + p.high;
+    store(to, half.low + half.high);
 }
 BNBP_INLINE void sum_of_four(double* to, const double* from, ptrdiff_t apart) {
 #if defined(__AVX2__)

@@ -32,7 +32,8 @@ cdef inline void begin_columns(LaneSums[real]* sums, lanes[real]* shift, const A
         load(sums.product_lo, a.product_lo + i)
 
 
-cdef inline void end_columns(LaneSums[real]* sums, const Accumulators* a, Py_ssize_t i, bint ends, real tag) noexcept nogil:
+cdef inline void end_columns(LaneSums[real]* sums, const Accumulators* a, Py_ssize_t i, bint ends, real tag
+                             ) noexcept nogil:
     """Puts the sums of LANES positions down; with some rows end the terms that are summed together."""
     if ends and real is not double:
         load(sums.delta_lo, a.delta_lo + i)

@@ -4,19 +4,19 @@
 # error of a chunk does not depend on its length. The accumulators of float64 need no such thing: their second ones
 # carry what the first have rounded off.
 
-cdef inline void add_half(const real* x, const real* dy, Py_ssize_t count, int k, const lanes[real]* shift,
+cdef inline void add_eight(const real* x, const real* dy, Py_ssize_t count, int k, const lanes[real]* shift,
                           LaneSums[real]* sums, bint statistics, double unit) noexcept nogil:
     """Adds the lanes of one half (`k`: 0 or 1) to their sums, or the first `count` of these: of float64."""
-    cdef half centered, rounded_off, delta
+    cdef eight centered, rounded_off, delta
     if real is double:
-        load_half(centered, x + 8 * k, count)
-        centered = two_sum_of(centered, half_of((<lanes[real]*> shift)[0], k), &rounded_off, unit)
+        load_eight(centered, x + 8 * k, count)
+        centered = two_sum_of(centered, eight_of((<lanes[real]*> shift)[0], k), &rounded_off, unit)
         if count < 8:  # there is no deviation where there is no element
             centered, rounded_off = first_of(centered, count), first_of(rounded_off, count)
         if not statistics:
-            load_half(delta, dy + 8 * k, count)
-        add_term(&half_of(sums.delta, k), &half_of(sums.delta_lo, k), &half_of(sums.product, k),
-                 &half_of(sums.product_lo, k), delta, centered, rounded_off, statistics, unit, <real> 0)
+            load_eight(delta, dy + 8 * k, count)
+        add_term(&eight_of(sums.delta, k), &eight_of(sums.delta_lo, k), &eight_of(sums.product, k),
+                 &eight_of(sums.product_lo, k), delta, centered, rounded_off, statistics, unit, <real> 0)
 
 
 cdef inline void add_quarter(const real* x, const real* dy, Py_ssize_t count, int k, const lanes[real]* shift,
@@ -39,8 +39,8 @@ cdef inline void add_lanes(const real* x, const real* dy, const lanes[real]* shi
     """Adds LANES elements side by side to their sums; `shift` is the mean of each, negated."""
     cdef lanes[real] centered, delta
     if real is double:  # all 16 at once would need more registers than there are
-        add_half(x, dy, 8, 0, shift, sums, statistics, unit)
-        add_half(x, dy, 8, 1, shift, sums, statistics, unit)
+        add_eight(x, dy, 8, 0, shift, sums, statistics, unit)
+        add_eight(x, dy, 8, 1, shift, sums, statistics, unit)
     else:
         load_lanes(centered, x)
         centered = centered + shift[0]
@@ -55,9 +55,9 @@ cdef inline void add_rest(const real* x, const real* dy, Py_ssize_t count, const
                           LaneSums[real]* sums, bint statistics, double unit) noexcept nogil:
     """Adds less than the lanes, a part at a time: 49 elements are three times the lanes and one."""
     if real is double:
-        add_half(x, dy, min(count, 8), 0, shift, sums, statistics, unit)
+        add_eight(x, dy, min(count, 8), 0, shift, sums, statistics, unit)
         if count > 8:
-            add_half(x, dy, count - 8, 1, shift, sums, statistics, unit)
+            add_eight(x, dy, count - 8, 1, shift, sums, statistics, unit)
     else:
         add_quarter(x, dy, min(count, 4), 0, shift, sums, statistics, unit)
         if count > 4:
