@@ -51,7 +51,7 @@ from bnbp.kernels cimport (
     bnbp_type,
 )
 
-cdef extern from "machine.h" nogil:
+cdef extern from "numbers.h" nogil:
     ctypedef short float16
     ctypedef unsigned short bfloat16
 
@@ -73,6 +73,16 @@ cdef extern from "machine.h" nogil:
     bint flag_is_up(const int* flag)
     void raise_flag(int* flag)
     void prefetch(const void* address, size_t size)
+    void stream_line(void* to, const void* source)
+    void stream_fence()
+    double product_error(double a, double b, double p)
+    double one()
+    double plus(double a, double b, double one)
+    double minus(double a, double b, double one)
+    const int BNBP_OPENMP
+    const char* BNBP_ISA
+
+cdef extern from "numbers.h" nogil:
     void all_in_range(char* to, const double* a, const double* b, const double* c, const double* d, Py_ssize_t count)
     void load_few(double* to, const float16* source, Py_ssize_t count)
     void load_few(double* to, const bfloat16* source, Py_ssize_t count)
@@ -86,14 +96,6 @@ cdef extern from "machine.h" nogil:
     void widen_line(float* to, const bfloat16* source)
     void narrow_line(float16* to, const float* source)
     void narrow_line(bfloat16* to, const float* source)
-    void stream_line(void* to, const void* source)
-    void stream_fence()
-    double product_error(double a, double b, double p)
-    double one()
-    double plus(double a, double b, double one)
-    double minus(double a, double b, double one)
-    const int BNBP_OPENMP
-    const char* BNBP_ISA
 
 cdef extern from "lanes.h" nogil:
     cppclass lanes[R]:     # LANES numbers of float64, in registers, for data of type R

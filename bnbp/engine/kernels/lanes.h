@@ -5,7 +5,7 @@
 #ifndef BNBP_LANES_H
 #define BNBP_LANES_H
 
-#include "machine.h"
+#include "numbers.h"
 
 /* Bytes of a register, and the types of one: an extension that GCC and Clang have in common. */
 #if defined(__AVX512F__)

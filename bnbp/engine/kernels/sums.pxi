@@ -5,7 +5,7 @@
 # carry what the first have rounded off.
 
 cdef inline void add_eight(const real* x, const real* dy, Py_ssize_t count, int k, const lanes[real]* shift,
-                          LaneSums[real]* sums, bint statistics, double unit) noexcept nogil:
+                           LaneSums[real]* sums, bint statistics, double unit) noexcept nogil:
     """Adds the lanes of one half (`k`: 0 or 1) to their sums, or the first `count` of these: of float64."""
     cdef eight centered, rounded_off, delta
     if real is double:
