@@ -28,7 +28,9 @@ SPAN = 512  # positions of merged rows, about
 GROUP = 8  # rows that stay in registers
 ROWS = 256  # rows of a chunk, about
 FEW = 8  # channels that are finished together
-POSITIONS = 2048  # of a task, and half as many are taken row by row
+POSITIONS = 2048  # of a task
+NEARBY = 1024  # bytes of float32 of the rows that are reduced together, from memory; applied to, half as many of any type
+PAGE = 4096  # bytes of a row, from which on eight are reduced together
 REGION = 32768  # elements from which on there is a team
 FOREVER = 1 << 40  # a cache that everything fits
 
@@ -63,7 +65,7 @@ RESTS = [
 # Rows: groups of them, as many as are put aside, several chunks; of one position a channel, of several, and of runs.
 HEIGHTS = [*around(GROUP, 2 * GROUP, TERMS, ROWS, 2 * ROWS), 5 * ROWS]
 TALL = [
-    *((n, 65, 1) for n in HEIGHTS),
+    *((n, c, 1) for n in HEIGHTS for c in (64, 65)),
     *((n, 5, 13) for n in HEIGHTS),
     *((n, 1, s) for n in around(TERMS, CHUNK // 32, CHUNK // 16) for s in (16, 32)),
     *((n, 2, 100) for n in around(TERMS // 7, CHUNK // 100)),  # of seven lanes each, the last with a rest
@@ -80,7 +82,7 @@ LONG = [
     (5, 1, CHUNK + 1),
 ]
 WIDE = [
-    *((17, c, 1) for c in around(POSITIONS // 2, POSITIONS)),
+    *((23, c, 1) for c in around(COLUMNS, 2 * COLUMNS, 4 * COLUMNS, PAGE // 8, POSITIONS // 2, POSITIONS)),
     *((9, c, 2) for c in around(POSITIONS // 4, POSITIONS // 2)),
     (11, 150, 7),
 ]
@@ -293,8 +295,13 @@ def ways(shape, size, cache, threads):
         return
     yield kind, "several positions a channel", s > 1
     yield kind, "in several tasks", c * s > POSITIONS
-    if not fits and size < 8:
-        yield kind, "row by row", c * s <= POSITIONS // 2
+    if not fits:
+        yield kind, "rows reduced together", 2 * c * s * max(size, 4) <= NEARBY
+        if size < 8:
+            yield kind, "four of them", 4 * c * s * max(size, 4) <= NEARBY
+            yield kind, "rows applied to together", 2 * c * s * size <= NEARBY // 2
+        if size > 2:
+            yield kind, "rows of a page", c * s * size >= PAGE
     if fits and threads > 1 and elements >= REGION and n < 2 * ROWS:
         yield kind, "columns of its own for each thread", c * s >= COLUMNS * threads
 
@@ -307,7 +314,7 @@ def test_the_grid_is_on_both_sides_of_every_threshold(dtype):
         for cache in caches(shape, dtype):
             for kind, what, is_so in ways(shape, size, cache, threads):
                 taken.setdefault((kind, what), set()).add(is_so)
-    assert len(taken) == 40 - (size == 8)
+    assert len(taken) == {2: 42, 4: 43, 8: 41}[size]
     assert {key for key, sides in taken.items() if sides != {False, True}} == set()
     lengths = {(s % LANES, s >= shortest_run(size)) for _, _, s in RESTS if s > LANES}
     assert {rest for rest, runs in lengths if runs} == set(range(LANES))
