@@ -207,7 +207,7 @@ cdef void reduce_rows(
     while row < t.rows:
         count, length = 1, t.last
         if row < rows:
-            count, length = min(min(rows - row, group), left), t.length
+            count, length = min(rows - row, group), t.length
         left -= count
         ends = left == 0
         if ends:
