@@ -4,8 +4,8 @@
 # n, or of some whole rows of few channels, each have an accumulator of their own, which goes down the rows of the
 # chunk. From the caches it stays in a register for GROUP rows. From memory, NEARBY bytes are read at a time, one row or
 # a few: the CPU then sees what comes next, and to ask for it ahead gains nothing. 256 channels take 0.35 ns an element
-# so, and 0.72 with eight rows at a time; 64 channels take 0.23 with four rows, and 0.45 with one. Of rows of
-# a page or more, whose accumulators leave little room in L1, eight are better again, asked for ahead (AMD EPYC, Zen 4).
+# so, and 0.72 with eight rows at a time; 64 channels take 0.23 with four rows, and 0.45 with one. Of rows of a page or
+# more, whose accumulators leave little room in L1, eight are better again, asked for ahead (AMD EPYC, Zen 4).
 
 cdef struct Accumulators:  # of the positions of a row, LANES of them in registers on their way down the rows
     double* delta
