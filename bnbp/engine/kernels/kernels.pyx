@@ -192,6 +192,7 @@ cdef extern from "lanes.h" nogil:
                           const lanes[double]& high)
     # Cython names the type of the data when it calls these.
     void load_between[R](R* to, const R* source, const R* v, Py_ssize_t count, const Bounds[R]& bounds)
+    void widen_between[R](lanes[R]& to, const R* source, const R* v, const Bounds[R]& bounds)
     void advance[R](Tensors[R]& at, Py_ssize_t elements)
     void fill_bounds[R](Bounds[R]& bounds, double low, double high)
     void load_bounds[R](Bounds[R]& bounds, const void* low, const void* high, Py_ssize_t i)

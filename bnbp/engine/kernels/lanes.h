@@ -417,6 +417,29 @@ BNBP_INLINE void load_between(R* to, const R* from, const R* v, ptrdiff_t count,
     }
 }
 
+/* The same as float64, for sums. */
+template <typename R>
+BNBP_INLINE void widen_between(lanes<R>& to, const R* from, const R* v, const Bounds<R>& bounds) {
+#if defined(__AVX512VL__)
+    if constexpr (sizeof(R) == 4) { /* the conversion leaves out what the comparison of eight says: no register is cut up */
+        quarter* const parts[] = {&to.low.low, &to.low.high, &to.high.low, &to.high.high};
+        const __m256 low[] = {_mm512_castps512_ps256(bounds.low.at), _mm512_extractf32x8_ps(bounds.low.at, 1)};
+        const __m256 high[] = {_mm512_castps512_ps256(bounds.high.at), _mm512_extractf32x8_ps(bounds.high.at, 1)};
+        for (int k = 0; k < 2; ++k, from += 8, v += 8) {
+            const __m256 vs = _mm256_loadu_ps(v);
+            const __mmask8 above = _mm256_cmp_ps_mask(vs, low[k], _CMP_NLE_UQ);
+            const __mmask8 some = _mm256_mask_cmp_ps_mask(above, vs, high[k], _CMP_NGE_UQ);
+            parts[2 * k]->at = _mm256_maskz_cvtps_pd(some, _mm_loadu_ps(from));
+            parts[2 * k + 1]->at = _mm256_maskz_cvtps_pd((__mmask8)(some >> 4), _mm_loadu_ps(from + 4));
+        }
+        return;
+    }
+#endif
+    R line[16];
+    load_between(line, from, v, 16, bounds);
+    load_lanes(to, line, 16);
+}
+
 /* The same bounds everywhere; those of LANES positions. */
 template <typename R> BNBP_INLINE void fill_bounds(Bounds<R>& bounds, double low, double high) {
     fill(bounds.low, (own_type<R>)low);

@@ -73,6 +73,14 @@ cdef inline void add_some(const real* x, const real* dy, const real* v, Py_ssize
                           ) noexcept nogil:
     """Adds LANES elements side by side to their sums, or less; `masked`: of dy where `v` is between the bounds."""
     cdef real[16] line
+    cdef lanes[real] centered, delta
+    if real is float and masked and count == LANES:
+        load_lanes(centered, x)
+        centered = centered + shift[0]
+        widen_between(delta, dy, v, bounds[0])
+        sums.delta = plus(sums.delta, delta, unit)
+        sums.product = plus(sums.product, delta * centered, unit)
+        return
     if masked:
         load_between(line, dy, v, count, bounds[0])
         dy = line
