@@ -55,8 +55,11 @@ cdef inline void guess(double* x, const Coefficients* k, double level, bint reac
     """
     cdef Py_ssize_t q
     cdef double[8] difference
-    cdef float here, up, down, size, above, at, d
-    cdef float last = <float> level
+    cdef float here, up, down, size, above, at, d, last
+    if reaches:  # what is half a unit in the last place of 6 below rounds to it
+        level -= 0.015625 if real is bfloat16 else 0.001953125 if real is float16 else (
+            2.384185791015625e-07 if real is float else 4.440892098500626e-16)
+    last = <float> level
     for q in range(8):
         difference[q] = (level - k.wide[3][q]) / (sign[q] * k.wide[2][q])
     if real is not double:
