@@ -75,7 +75,7 @@ cdef inline void find_edges(long long* edges, const Channels* ch, Py_ssize_t c, 
                 probe[k] = above[k] - min(step[k], above[k] - middle)
             elif above[k] == most + 1:
                 probe[k] = below[k] + min(step[k], middle - below[k])
-            step[k] = 2 * min(step[k], 1 << 61)
+            step[k] = 2 * min(step[k], <long long> 1 << 61)
             if k < count and above[k] != below[k] + 1:
                 done = False
             else:

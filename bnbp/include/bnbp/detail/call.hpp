@@ -239,7 +239,7 @@ private:
     void check_count(const char* what, std::size_t least, std::size_t most, std::size_t got) const {
         if (got < least || got > most) {
             throw ValueError(std::string(attributes.signature->name) + ": expected " + std::to_string(least) +
-                             (least < most ? " to " + std::to_string(most) : "") + " " + what + ", got " +
+                             (least < most ? (most > least + 1 ? " to " : " or ") + std::to_string(most) : "") + " " + what + ", got " +
                              std::to_string(got));
         }
     }
