@@ -3,10 +3,11 @@
 # The forward output of a channel is monotone in its input, in floating point as well: every operation rounds to the
 # nearest number, and a nearest number never overtakes another one. So the gradient of a channel passes between two
 # inputs, and to compare with these takes the place of computing the output again. They are found by bisection over the
-# numbers of the input's type, with the forward operator's own arithmetic: what it computes is asked, not guessed.
+# numbers of the input's type, with the forward operator's own arithmetic. Nearly always a guess is off by less than two
+# numbers, so that three outputs, which are computed side by side, confirm it.
 #
-# An edge that there is not is NaN, which no comparison is true of. Only an infinite input in a channel of scale 0 has no
-# place in this: its output is NaN, and it counts as the largest numbers do.
+# An edge that there is not is NaN, of which no comparison is true. Only an infinite input in a channel of scale 0 has
+# no place in this: its output is NaN, and one of the two infinities counts as the largest numbers do.
 
 cdef extern from "numbers.h" nogil:
     void numbers_at[R](double* to, const long long* places, R tag)

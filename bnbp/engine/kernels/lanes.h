@@ -431,10 +431,10 @@ BNBP_INLINE void load_between(R* to, const R* from, const R* v, ptrdiff_t count,
 }
 
 /* The same as float64, for sums. */
-template <typename R>
-BNBP_INLINE void widen_between(lanes<R>& to, const R* from, const R* v, const Bounds<R>& bounds) {
+template <typename R> BNBP_INLINE void widen_between(lanes<R>& to, const R* from, const R* v, const Bounds<R>& bounds) {
 #if defined(__AVX512VL__)
-    if constexpr (sizeof(R) == 4) { /* the conversion leaves out what the comparison of eight says: no register is cut up */
+    if constexpr (sizeof(R) ==
+                  4) { /* the conversion leaves out what the comparison of eight says: no register is cut up */
         quarter* const parts[] = {&to.low.low, &to.low.high, &to.high.low, &to.high.high};
         const __m256 low[] = {_mm512_castps512_ps256(bounds.low.at), _mm512_extractf32x8_ps(bounds.low.at, 1)};
         const __m256 high[] = {_mm512_castps512_ps256(bounds.high.at), _mm512_extractf32x8_ps(bounds.high.at, 1)};
@@ -462,8 +462,8 @@ BNBP_INLINE void quarter_between(quarter& to, const R* from, const R* v, ptrdiff
         const __mmask8 there = (__mmask8)((1u << count) - 1);
         const __m512 low = bounds.low.at, high = bounds.high.at;
         const __m128 vs = _mm_maskz_loadu_ps(there, v);
-        const __m128 lows[] = {_mm512_castps512_ps128(low), _mm512_extractf32x4_ps(low, 1), _mm512_extractf32x4_ps(low, 2),
-                               _mm512_extractf32x4_ps(low, 3)};
+        const __m128 lows[] = {_mm512_castps512_ps128(low), _mm512_extractf32x4_ps(low, 1),
+                               _mm512_extractf32x4_ps(low, 2), _mm512_extractf32x4_ps(low, 3)};
         const __m128 highs[] = {_mm512_castps512_ps128(high), _mm512_extractf32x4_ps(high, 1),
                                 _mm512_extractf32x4_ps(high, 2), _mm512_extractf32x4_ps(high, 3)};
         const __mmask8 above = _mm_mask_cmp_ps_mask(there, vs, lows[k], _CMP_NLE_UQ);

@@ -398,7 +398,8 @@ static inline void narrow_line(float16* to, const float* from) {
 /* ---- the numbers of a type in their order */
 
 /* The bits of a type as an integer that grows with the number; NaN is beyond the infinities. */
-template <typename T> using order_of = std::conditional_t<sizeof(T) == 2, int16_t, std::conditional_t<sizeof(T) == 4, int32_t, int64_t>>;
+template <typename T>
+using order_of = std::conditional_t<sizeof(T) == 2, int16_t, std::conditional_t<sizeof(T) == 4, int32_t, int64_t>>;
 
 template <typename T> static inline void places_of(long long* to, const double* numbers, T) {
     T rounded[8];

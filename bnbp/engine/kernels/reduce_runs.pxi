@@ -134,8 +134,8 @@ cdef void reduce_channels(
         reduce_channels_as(x, x, x, rows, pitch, count, ahead, step, together, channels, mean, low, high, True, False,
                            False, memory)
     elif wide:
-        reduce_channels_as(x, dy, v, rows, pitch, count, ahead, step, together, channels, mean, low, high, False, masked,
-                           True, memory)
+        reduce_channels_as(x, dy, v, rows, pitch, count, ahead, step, together, channels, mean, low, high, False,
+                           masked, True, memory)
     elif masked:
         reduce_channels_as(x, dy, v, rows, pitch, count, ahead, step, together, channels, mean, low, high, False, True,
                            False, memory)

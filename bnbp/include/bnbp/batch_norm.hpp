@@ -151,7 +151,6 @@ protected:
     /// \endcond
 
 private:
-
     /// Views of as many tensors as an operator has, which is all that are looked at if there are more.
     template <std::size_t most> struct Views {
         detail::View first[most];
@@ -182,7 +181,8 @@ public:
     bool get_addend() const { return attributes_.addend; }
 
     /// \brief Sets whether a tensor is added before the activation.
-    /// \param addend the forward operators then have `addend` as their last input, the gradients `addend_delta` as their
+    /// \param addend the forward operators then have `addend` as their last input, the gradients `addend_delta` as
+    /// their
     ///        last output
     void set_addend(bool addend) { attributes_.addend = addend; }
 

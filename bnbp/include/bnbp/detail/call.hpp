@@ -239,8 +239,8 @@ private:
     void check_count(const char* what, std::size_t least, std::size_t most, std::size_t got) const {
         if (got < least || got > most) {
             throw ValueError(std::string(attributes.signature->name) + ": expected " + std::to_string(least) +
-                             (least < most ? (most > least + 1 ? " to " : " or ") + std::to_string(most) : "") + " " + what + ", got " +
-                             std::to_string(got));
+                             (least < most ? (most > least + 1 ? " to " : " or ") + std::to_string(most) : "") + " " +
+                             what + ", got " + std::to_string(got));
         }
     }
 
@@ -268,7 +268,8 @@ private:
             has(Operand::normalized)) {
             return;
         }
-        const std::string gradient = std::string("the gradient of activation \"") + name_of(attributes.activation) + "\"";
+        const std::string gradient =
+            std::string("the gradient of activation \"") + name_of(attributes.activation) + "\"";
         if (attributes.addend) {
             throw ValueError("normalized: expected the forward operator's output, which " + gradient +
                              " with an addend needs, got None");

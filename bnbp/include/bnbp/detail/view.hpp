@@ -102,9 +102,7 @@ inline bnbp_type kernel_type(ElementType type) {
 }
 
 inline bnbp_activation kernel_activation(Activation activation) {
-    return activation == Activation::relu    ? BNBP_RELU
-           : activation == Activation::relu6 ? BNBP_RELU6
-                                             : BNBP_IDENTITY;
+    return activation == Activation::relu ? BNBP_RELU : activation == Activation::relu6 ? BNBP_RELU6 : BNBP_IDENTITY;
 }
 
 inline const char* name_of(Activation activation) {
