@@ -18,6 +18,9 @@ b. Two passes. `reduce` reads the tensors and leaves sums for each channel; `app
    y_i = (x_i - mean) gamma inv_std + beta. Whoever has the tensors in parts takes the sums out after `reduce`, and
    gives those of the whole to `apply`.
 
+   With an activation, dy is 0 in both passes where the forward output is flat: where a third tensor, that output, or x
+   itself is beyond one of two bounds, see edges.pxi.
+
 c. Chunks. A channel is cut into chunks, whose sums are written to their own places and combined in the order of the
    chunks. The cut depends on N, C, S and the type alone, so the bits of the result do not depend on the number of
    threads. Within a chunk, the number of accumulators and the order of their sum belong to the algorithm, not to the
