@@ -47,7 +47,7 @@ class Operators(Protocol):
         /,
         *,
         activation: Activation,
-    ) -> tuple[Array, Array, Array]:
+    ) -> tuple[Array, ...]:
         """See :func:`bnbp.batch_norm_training_backprop`."""
 
     def batch_norm_inference(
@@ -332,7 +332,7 @@ class TimedOperators:
         """See :func:`bnbp.batch_norm_training`."""
         return self._timed(bnbp.batch_norm_training, arguments, activation)
 
-    def batch_norm_training_backprop(self, *arguments: Any, activation: Activation) -> tuple[Array, Array, Array]:
+    def batch_norm_training_backprop(self, *arguments: Any, activation: Activation) -> tuple[Array, ...]:
         """See :func:`bnbp.batch_norm_training_backprop`."""
         return self._timed(bnbp.batch_norm_training_backprop, arguments, activation)
 

@@ -322,16 +322,15 @@ def _training(batch: Batch) -> tuple[Array, ...]:
     nothing = batch.nothing()
     # The operator itself says of which type they are, and what they are of an empty batch.
     _, mean, variance = bnbp.batch_norm_training(*nothing[:3], batch.epsilon, **batch.options)
-    rest = np.zeros(batch.channels)
+    rest = np.zeros(batch.channels)  # what `mean` has lost by rounding, in standard deviations
     for first, statistics in merged.items():
         channels = slice(first, first + statistics.mean.size)
         mean[channels], variance[channels] = statistics.mean, statistics.variance
-        # What `mean` has lost by rounding, which is much beside a small variance.
         rest[channels] = (statistics.mean - mean[channels]) / np.sqrt(statistics.variance + batch.epsilon)
     beta = nothing.beta
+    # With an activation the operator normalises with the statistics as it returns them. Without one it does so with
+    # the exact ones. The rest of a mean may be much beside a small variance, and `beta` makes up for it.
     if batch.activation is None:
-        # `beta` makes up for it. With an activation the operator normalises with the statistics that it returns, so
-        # that its gradient can tell where the activation is flat.
         gamma = 1 if nothing.gamma is None else nothing.gamma
         beta = ((0 if beta is None else beta) - gamma * rest).astype(mean.dtype)
     batch.each(normalize)
@@ -386,7 +385,9 @@ def _reduce(batch: Batch, operands: Operands) -> bnbp.BatchNormTrainingBackpropS
 
 def _apply(batch: Batch, operands: Operands, sums: Array, *, of_elements: bool) -> Any:
     options = _gradient_options(batch, operands, of_elements)
-    return bnbp.batch_norm_training_backprop_apply(*operands[:6], *sums, batch.count, batch.epsilon, **options)
+    return bnbp.batch_norm_training_backprop_apply(
+        *operands[:6], sums[0], sums[1], batch.count, batch.epsilon, **options
+    )
 
 
 def _gradient_options(batch: Batch, operands: Operands, of_elements: bool) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def run(
     each is there at a time. The results may go into the same folder. Results that lie there already and are no inputs
     of the operator are left alone.
     """
-    options = {"epsilon": epsilon, "channel_axis": channel_axis, "num_threads": num_threads}
+    options: dict[str, Any] = {"epsilon": epsilon, "channel_axis": channel_axis, "num_threads": num_threads}
     options["activation"] = str(activation) if activation else None
     if is_backprop(op):
         options["addend"] = addend
