@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import math
+import os
 import subprocess
 import sys
 from fractions import Fraction
@@ -17,8 +18,9 @@ from matplotlib.figure import Figure
 
 import bnbp
 from bnbp import reference
+from bnbp.cli import bench as command
 from bnbp.cli.benchmark import candidates, machine, measure, peers, plot, points, report
-from bnbp.cli.operators import OUTPUTS, Operator
+from bnbp.cli.operators import OUTPUTS, Activation, Operator
 
 _floor = candidates.load_floor()
 
@@ -28,9 +30,12 @@ POINT = points.Point("small", (2, 16, 8, 8), 1, "training_backprop", "nchw", 1)
 RIGHT = {"float16": 2**-11, "bfloat16": 2**-8, "float32": 1e-5, "float64": 2e-14}
 
 
-def bnbp_bench(arguments, cwd, program=("-m", "bnbp")):
+def bnbp_bench(arguments, cwd, program=("-m", "bnbp"), timeout=60, **environment):
     command = [sys.executable, *program, "bench", *arguments.split()]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
+    environment = {**os.environ, **environment}
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+    )
 
 
 # The floor
@@ -46,6 +51,22 @@ def test_the_floor_copies_all_words_and_no_others(n, offset, num_threads, stream
         memory = np.full(n + 8, 2**64 - 1, np.uint64)
         copy(*inputs, memory[offset : offset + n], num_threads, streaming)
         np.testing.assert_array_equal(memory[offset : offset + n], right)
+        assert (memory[:offset] == 2**64 - 1).all()
+        assert (memory[offset + n :] == 2**64 - 1).all()
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+@pytest.mark.parametrize(("first", "second"), [(0, 0), (1, 1), (0, 3), (3, 1)])  # words from where memory is aligned
+@pytest.mark.parametrize("n", [0, 1, 127, 128, 1000, 5003])
+def test_the_floor_of_an_addend_reads_three_arrays_and_writes_two(n, first, second, num_threads, streaming):
+    a, b, c = np.arange(n, dtype=np.uint64), np.full(n, 2, np.uint64), np.arange(n, 2 * n, dtype=np.uint64)
+    memories = np.full((2, n + 8), 2**64 - 1, np.uint64)
+    out, other = (memory[offset : offset + n] for memory, offset in zip(memories, (first, second), strict=True))
+    _floor.copy3(a, b, c, out, other, num_threads, streaming)
+    np.testing.assert_array_equal(out, a + b)
+    np.testing.assert_array_equal(other, b + c)
+    for memory, offset in zip(memories, (first, second), strict=True):
         assert (memory[:offset] == 2**64 - 1).all()
         assert (memory[offset + n :] == 2**64 - 1).all()
 
@@ -69,6 +90,54 @@ def test_the_floor_refuses_what_it_cannot_walk():
     ):
         with pytest.raises(ValueError, match=says):
             _floor.copy2(*arguments)
+    for k in range(5):
+        with pytest.raises(ValueError, match="one length"):
+            _floor.copy3(*(a[: 8 - (k == n)] for n in range(5)), 1)
+
+
+#: Operator, activation and addend; how many tensors are read and written, and how many are read for the sums.
+TRAFFIC = [
+    ("training", None, False, 1, 1, 1),
+    ("training", "relu", False, 1, 1, 1),
+    ("training", "relu", True, 2, 1, 1),
+    ("training_backprop", None, False, 2, 1, 2),
+    ("training_backprop", "relu6", False, 2, 1, 2),
+    ("training_backprop", "relu", True, 3, 2, 2),
+    ("inference", "relu6", True, 2, 1, 0),
+    ("inference_backprop", "relu", False, 2, 1, 0),
+    ("inference_backprop", "relu", True, 3, 2, 0),
+]
+
+
+@pytest.mark.parametrize(("operator", "activation", "addend", "num_read", "num_written", "num_reduced"), TRAFFIC)
+def test_the_floor_moves_what_the_operator_must(
+    monkeypatch, operator, activation, addend, num_read, num_written, num_reduced
+):
+    calls = []
+
+    class Loops:
+        def __getattr__(self, name):
+            return lambda *arguments: calls.append((name, [a for a in arguments if isinstance(a, np.ndarray)]))
+
+    monkeypatch.setattr(candidates, "load_floor", Loops)
+    point = points.Point("small", (4, 3, 5, 8), 1, operator, "nchw", 2, activation, addend)
+    benchmark = measure.Benchmark(measure.Settings(activation=activation, addend=addend))
+    batch = benchmark._batch(point)
+    out = benchmark._results(point, batch)
+    for candidate in candidates.floor(point, batch, out):
+        candidate.call()
+    copies = [arrays for name, arrays in calls if name == f"copy{num_read}"]
+    reads = [arrays for name, arrays in calls if name == f"read{num_reduced}"]
+    assert (len(copies), len(reads)) == (3, 2 if num_reduced else 0)  # on one thread and on two, one of them streamed
+    assert len(calls) == len(copies) + len(reads)
+    tensors = [a for a in batch if a is not None and a.ndim > 1]
+    for arrays in copies:
+        assert len(arrays) == num_read + num_written
+        assert all(any(np.shares_memory(a, b) for b in tensors) for a in arrays[:num_read])
+        assert all(any(np.shares_memory(a, b) for b in out) for a in arrays[num_read:])
+        assert sum(a.nbytes for a in arrays) == (num_read + num_written) * batch.input.nbytes
+        assert not any(np.shares_memory(a, b) for a, b in itertools.combinations(arrays, 2))
+    assert all(np.shares_memory(arrays[0], batch.input) and len(arrays) == num_reduced for arrays in reads)
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 6), (5, 3, 7)])  # 72 elements, and 105, which are no whole number of words
@@ -100,18 +169,45 @@ def test_the_types_and_the_statistics_of_a_batch(dtype, tensors, others, layout)
     batch = points.channels_last(batch) if layout == "nhwc" else batch
     assert {a.dtype for a in (batch.input, batch.normalized_delta)} == {np.dtype(tensors)}
     assert {a.dtype for a in batch[1:5]} == {np.dtype(others)}
-    assert all(np.ptp(a.astype(np.float64)) > 0.1 for a in batch)
+    assert all(np.ptp(a.astype(np.float64)) > 0.1 for a in batch[:6])
+    assert batch[6:] == (None, None)
     exact = batch.input.astype(np.float64)
     axes = (0, 1) if layout == "nhwc" else (0, 2)
     np.testing.assert_allclose(batch.mean, exact.mean(axes), rtol=2e-7)
     np.testing.assert_allclose(batch.variance, exact.var(axes), rtol=2e-7)
 
 
+@pytest.mark.parametrize("layout", points.LAYOUTS)
+@pytest.mark.parametrize("dtype", measure.TOLERANCE)
+@pytest.mark.parametrize("activation", Activation)
+@pytest.mark.parametrize("addend", [False, True])
+def test_the_inputs_of_an_activation(dtype, activation, addend, layout):
+    plain = points.make_batch((31, 5, 17), dtype)
+    batch = points.with_activation(plain, str(activation), addend)
+    y = reference.batch_norm_inference(*batch[:5], candidates.EPSILON, addend=batch.addend)
+    assert (batch.addend is None) != addend
+    for bound, is_flat in ((0, y <= 0), (6, y >= 6)):
+        share = np.mean(batch.normalized == bound)
+        if bound == 0 or activation == "relu6":
+            assert 0.05 < share < 0.7
+            assert share == pytest.approx(np.mean(is_flat), abs=0.01)
+        else:
+            assert share < 0.02
+    last = points.channels_last(batch)
+    for name, a, b in zip(batch._fields, batch, last, strict=True):
+        assert (a is None) == (b is None) == (name == "addend" and not addend)
+        if a is not None:
+            assert a.dtype == b.dtype == (batch.input if a.ndim > 1 else batch.gamma).dtype
+            assert b.flags.c_contiguous
+            np.testing.assert_array_equal(a, np.moveaxis(b, -1, 1) if a.ndim > 1 else b)
+
+
 # The measurement
 
 
 def measure_here(point, peers=(), dtype="float32"):
-    return measure.Benchmark(measure.Settings(peers=peers, dtype=dtype, rounds=1)).measure(point)
+    settings = measure.Settings(peers=peers, dtype=dtype, rounds=1, activation=point.activation, addend=point.addend)
+    return measure.Benchmark(settings).measure(point)
 
 
 @pytest.mark.parametrize("dtype", measure.TOLERANCE)
@@ -125,6 +221,62 @@ def test_bnbp_and_numpy_are_right_for_any_number_of_axes(operator, layout, shape
     assert max(row.deviations.values()) < RIGHT[dtype]
     assert row.seconds.keys() - {"read"} == {"floor", *row.deviations}
     assert ("read" in row.seconds) == operator.startswith("training")
+
+
+FUSED = [("relu", False), ("relu6", False), ("relu", True), ("relu6", True)]
+
+
+@pytest.mark.parametrize("dtype", measure.TOLERANCE)
+@pytest.mark.parametrize("layout", points.LAYOUTS)
+@pytest.mark.parametrize("operator", Operator)
+@pytest.mark.parametrize(("activation", "addend"), FUSED)
+def test_bnbp_and_numpy_are_right_with_an_activation(activation, addend, operator, layout, dtype):
+    row = measure_here(points.Point("odd", (6, 4, 7, 6), 1, operator, layout, 2, activation, addend), ("numpy",), dtype)
+    assert row.notes == {}
+    assert row.deviations.keys() == {"bnbp", "bnbp fresh", "bnbp plain", "numpy"}
+    assert max(row.deviations.values()) < 2 * RIGHT[dtype]
+    assert row.seconds.keys() - {"read"} == {"floor", *row.deviations}
+
+
+@pytest.mark.parametrize(("activation", "addend"), FUSED)
+@pytest.mark.parametrize("operator", Operator)
+def test_an_answer_without_the_activation_or_the_addend_is_wrong(monkeypatch, operator, activation, addend):
+    """Also one with the other activation, and a gradient that lacks that of the addend."""
+    point = points.Point("small", (8, 16, 8, 8), 1, operator, "nchw", 1, activation, addend)
+    other = next(other for other in Activation if other != activation)
+
+    class Forgetful(peers.NumPy):
+        name = "forgetful"
+        point = None
+
+        def candidate(self, point, batch):
+            call = super().candidate(self.point, batch).call
+            if self.point.activation is None:
+                call = super().candidate(self.point, batch._replace(addend=None, normalized=None)).call
+            return candidates.Candidate(self.name, call, tuple, self.name)
+
+    monkeypatch.setitem(peers.PEERS, "forgetful", Forgetful)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    for changed in (point.plain, dataclasses.replace(point, activation=str(other))):
+        monkeypatch.setattr(Forgetful, "point", changed)
+        row = measure_here(point, ("forgetful",))
+        assert row.notes["forgetful"].startswith("wrong answer: ")
+        assert "forgetful" not in row.seconds
+    if addend and operator.endswith("backprop"):
+        monkeypatch.setattr(Forgetful, "point", dataclasses.replace(point, addend=False))
+        row = measure_here(point, ("forgetful",))
+        assert row.notes == {"forgetful": "wrong answer: there is no addend_delta"}
+
+
+def test_the_mask_is_not_that_of_the_reference():
+    """In float64 some numbers are on the other side of the edge: these the reference is not asked about."""
+    point = points.Point("small", (64, 16, 8, 8), 1, "training_backprop", "nchw", 1, "relu6", False)
+    row = measure_here(point, dtype="bfloat16")
+    assert row.deviations["bnbp"] < RIGHT["bfloat16"]
+    batch = points.with_activation(points.make_batch(point.shape, "bfloat16"), "relu6", False)
+    wrong = reference.batch_norm_training_backprop(*batch[:6], candidates.EPSILON, activation="relu6")
+    right = measure.right_answer(point, batch)
+    assert measure.deviation(wrong.input_delta, right[0]) > measure.TOLERANCE["bfloat16"]
 
 
 @pytest.mark.framework
@@ -154,6 +306,74 @@ sys.exit(main())
         assert row["notes"] == {}
         assert row["deviations"][peer] < RIGHT[dtype]
         assert peer in row["seconds"]
+
+
+SMALL_SET = """
+import sys
+from bnbp.cli.benchmark import points
+from bnbp.__main__ import main
+points.SETS["small"] = {(40, 5): 1, (6, 5, 7, 3): 1}
+sys.exit(main())
+"""
+
+
+@pytest.mark.framework
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("peer", ["torch", "jax"])
+@pytest.mark.parametrize(("activation", "addend"), FUSED)
+def test_a_peer_is_right_with_an_activation(tmp_path, activation, addend, peer, dtype):
+    assert importlib.util.find_spec(peer), f"this test needs {peer}"
+    arguments = f"--set small --rounds 1 --peer {peer} --dtype {dtype} --threads {machine.cpus()}"
+    arguments += f" --json x.json --activation {activation}" + " --addend" * addend
+    done = bnbp_bench(arguments, cwd=tmp_path, program=("-c", SMALL_SET))
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = json.loads((tmp_path / "x.json").read_text())["rows"]
+    assert len(rows) == 3 * 4
+    for row in rows:
+        assert row["notes"] == {}
+        assert row["deviations"][peer] < 2 * RIGHT[dtype]
+        assert peer in row["seconds"]
+
+
+@pytest.mark.framework
+@pytest.mark.parametrize("addend", [False, True])
+def test_what_torch_compiles_is_right(tmp_path, addend):
+    """For each shape, layout and number of threads there is a version, more of them than PyTorch keeps of one."""
+    assert importlib.util.find_spec("torch"), "this test needs torch"
+    arguments = "--set small --rounds 1 --peer torch.compile --threads 1,2 --json x.json --activation relu6"
+    done = bnbp_bench(
+        arguments + " --addend" * addend, tmp_path, ("-c", SMALL_SET), 600, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "c")
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = json.loads((tmp_path / "x.json").read_text())["rows"]
+    assert len(rows) == 3 * 4 * 2
+    for row in rows:
+        assert row["notes"] == {}
+        assert row["deviations"]["torch.compile"] < RIGHT["float32"]
+
+
+@pytest.mark.framework
+def test_without_a_compiler_what_torch_compiles_is_left_out(tmp_path):
+    assert importlib.util.find_spec("torch"), "this test needs torch"
+    arguments = "--set small --rounds 1 --peer torch --peer torch.compile --threads 1 --json x.json --activation relu"
+    environment = {"CXX": "/nonexistent", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "c")}
+    done = bnbp_bench(arguments, tmp_path, ("-c", SMALL_SET), **environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "torch.compile: it fails: No working C++ compiler found" in done.stdout
+    for row in json.loads((tmp_path / "x.json").read_text())["rows"]:
+        assert row["notes"].keys() == {"torch.compile"}
+        assert "torch" in row["seconds"]
+
+
+def test_torch_compile_is_a_peer_of_activations_alone(monkeypatch):
+    looked_for = []
+    monkeypatch.setattr(importlib.util, "find_spec", looked_for.append)
+    assert "torch.compile" not in command._peers(None, None)
+    names = command._peers(None, Activation.relu)
+    assert set(names) == peers.PEERS.keys()
+    benchmark = measure.Benchmark(measure.Settings(peers=names))
+    assert benchmark.absent == dict.fromkeys(names, "not installed")
+    assert set(looked_for) == {"torch", "tensorflow", "jax", "numpy"}  # the packages
 
 
 class Wrong(peers.NumPy):
@@ -195,7 +415,7 @@ def test_a_formula_that_lacks_a_term_is_a_wrong_answer(monkeypatch, forgotten, d
         def candidate(self, point, batch):
             sums = [*reference.batch_norm_training_backprop_reduce(batch.input, batch.mean, batch.normalized_delta)]
             sums[forgotten] = np.zeros(16)
-            wrong = reference.batch_norm_training_backprop_apply(*batch, *sums, 2 * 8 * 8, candidates.EPSILON)
+            wrong = reference.batch_norm_training_backprop_apply(*batch[:6], *sums, 2 * 8 * 8, candidates.EPSILON)
             _, *right = super().candidate(point, batch).call()
             return candidates.Candidate(self.name, lambda: (wrong.input_delta, *right), tuple, self.name)
 
@@ -345,6 +565,13 @@ def test_the_geometric_mean_of_ratios():
     assert report.geometric_mean(rows, "jax") is None
 
 
+def test_the_total_is_compared_with_that_without_the_activation():
+    rows = made_up_rows(**TIMES, **{"bnbp plain": (10, 20, 20, 10)})[:4]
+    rows = [dataclasses.replace(row, point=dataclasses.replace(row.point, set="network", times=2)) for row in rows]
+    rows[0].seconds["bnbp"] = measure.Seconds(12e-6, 28e-6)
+    assert f"total / without the activation: {95 / 60:.2f} {152.5 / 90:.2f}" in report.remarks(rows)
+
+
 def test_what_bnbp_is_compared_with():
     assert report.rival(made_up_rows(**TIMES)) == "torch"
     assert report.rival(made_up_rows(**{**TIMES, "torch": (99, 99, 99, 99)})) == "torch"  # though others are faster
@@ -356,9 +583,13 @@ def test_what_bnbp_is_compared_with():
 
 def test_rows_survive_being_saved():
     rows = made_up_rows(**TIMES)
+    rows[0] = dataclasses.replace(rows[0], point=dataclasses.replace(rows[0].point, activation="relu", addend=True))
     file = io.BytesIO()
     report.save(file, measure.Settings(), {}, rows)
     content = json.loads(file.getvalue())
+    assert report.load(content) == rows
+    for row in content["rows"][1:]:  # as they were saved before there were activations
+        del row["point"]["activation"], row["point"]["addend"]
     assert report.load(content) == rows
     first = content["totals"][0]
     assert first["geometric_means"].keys() == {"floor", "bnbp fresh", "torch", "numpy"}
@@ -466,6 +697,37 @@ sys.exit(main())
         assert [float(text) for text in line[2:]] == pytest.approx(ratios, abs=0.0051)
 
 
+@pytest.mark.parametrize("addend", [False, True])
+def test_the_command_with_an_activation_says_so_and_compares_with_the_operator_without_it(tmp_path, addend):
+    program = """
+import sys
+from bnbp.cli.benchmark import points
+from bnbp.__main__ import main
+points.SETS["network"] = {(6, 5, 4, 5): 2, (8, 6, 4, 4): 1}
+points.SETS["cache"] = {(8, 6, 4, 4): 1}
+sys.exit(main())
+"""
+    arguments = (
+        "--set network --set cache --rounds 1 --peer numpy --threads 1 --activation relu6 --json x.json --plot x.svg"
+    )
+    done = bnbp_bench(arguments + " --addend" * addend, cwd=tmp_path, program=("-c", program))
+    assert (done.returncode, done.stderr) == (0, "")
+    case = "relu6 and addend" if addend else "relu6"
+    assert done.stdout.count(f"training_backprop with {case}, nchw, 1 thread") == 2
+    assert done.stdout.count("total / without the activation: ") == 4 * 2
+    assert "bnbp plain is the operator without the activation" in " ".join(done.stdout.split())
+    tables = [line.split() for line in done.stdout.splitlines() if line.split()[:1] in (["network"], ["cache"])]
+    assert len(tables) == 2 * 4 * 2
+    assert all("plain" in line for line in tables)
+    assert all(line[-6:] == ["numpy", "/", "numpy", "/", "bnbp", "plain"] for line in tables if line[0] == "cache")
+    content = json.loads((tmp_path / "x.json").read_text())
+    assert (content["settings"]["activation"], content["settings"]["addend"]) == ("relu6", addend)
+    for row in content["rows"]:
+        assert (row["point"]["activation"], row["point"]["addend"], row["notes"]) == ("relu6", addend, {})
+        assert {"floor", "bnbp", "bnbp fresh", "bnbp plain", "numpy"} <= row["seconds"].keys()
+    assert "<svg" in (tmp_path / "x.svg").read_text()
+
+
 def test_the_command_names_what_is_not_installed_and_shows_the_total(tmp_path):
     """On shapes of our own: those of the network would take long."""
     program = """
@@ -529,6 +791,8 @@ sys.exit(main())
         ("--rounds 0", 2, "--rounds"),
         ("--peer none --peer numpy", 2, "none does not go with others"),
         ("--dtype float8", 2, "'float32'"),
+        ("--activation gelu", 2, "'relu', 'relu6'"),
+        ("--addend", 2, "it goes with --activation"),
         ("--plot plot.txt", 2, ".png"),
         ("--json same.png --plot same.png", 2, "it is the file of --json"),
         ("--json there.json", 1, "it exists; --force replaces it"),

@@ -109,6 +109,59 @@ def test_run_agrees_with_the_reference(tmp_path, op, dtype):
             assert np.ptp(value) > 0.1  # not degenerate
 
 
+def make_fused(op, activation, addend, dtype=np.float32):
+    """Arguments of an operator with an activation or an addend: arrays and options."""
+    arrays, options = make_arrays(op, dtype), {"activation": activation}
+    arrays["gamma"] *= 4
+    added = np.random.default_rng(1).normal(0, 3, arrays["input"].shape).astype(dtype) if addend else None
+    if op.endswith("backprop"):
+        forward = [arrays[name] for name in INPUTS["inference"]]
+        normalized = bnbp.batch_norm_inference(*forward, 0.25, activation=activation, addend=added)
+        assert activation is None or 5 < np.count_nonzero(normalized == 0) < 55  # of 60: not degenerate
+        assert (activation == "relu6") == (np.count_nonzero(normalized == 6) > 2)
+        if activation and addend:
+            arrays["normalized"] = normalized
+        options["addend"] = addend
+    elif addend:
+        arrays["addend"] = added
+    return arrays, options
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("activation", "addend"), [("relu", False), ("relu6", False), ("relu", True), ("relu6", True), (None, True)]
+)
+@pytest.mark.parametrize("op", OUTPUTS)
+def test_run_with_an_activation_and_an_addend_agrees_with_the_reference(tmp_path, op, activation, addend, dtype):
+    arrays, options = make_fused(op, activation, addend, dtype)
+    np.savez(tmp_path / "in.npz", **arrays)
+    is_backprop = op.endswith("backprop")
+    command = ["--activation", activation] if activation else []
+    command += ["--addend"] if addend and is_backprop else []
+    done = bnbp_command("run", "in.npz", "-o", "out.npz", "--op", op, "--epsilon", "0.25", *command, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+    expected = getattr(reference, f"batch_norm_{op}")(**arrays, **options, epsilon=0.25)
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    names = (*OUTPUTS[op], "addend_delta") if addend and is_backprop else OUTPUTS[op]
+    with np.load(tmp_path / "out.npz") as results:
+        assert tuple(results.files) == names
+        for name, value in zip(names, expected, strict=True):
+            assert results[name].dtype == dtype
+            tolerance = 256 * np.finfo(dtype).eps
+            np.testing.assert_allclose(results[name], value, rtol=tolerance, atol=tolerance)
+
+
+def test_run_takes_the_forward_result_for_the_mask_with_an_activation_alone(tmp_path):
+    arrays = make_arrays()
+    np.savez(tmp_path / "in.npz", **arrays, normalized=np.zeros_like(arrays["input"]))
+    for arguments, is_flat in (([], False), (["--activation", "relu"], True)):
+        done = bnbp_command("run", "in.npz", "-o", "out.npz", "--force", *arguments, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        with np.load(tmp_path / "out.npz") as results:
+            assert np.any(results["input_delta"]) != is_flat
+
+
 def test_run_needs_neither_gamma_nor_beta_and_takes_channels_last(tmp_path):
     arrays = make_arrays(shape=(4, 5, 3), channel_axis=-1)
     del arrays["gamma"], arrays["beta"]
@@ -178,6 +231,7 @@ def test_info_says_what_show_config_says(tmp_path):
         (["--version"], [bnbp.__version__]),
         (["--help"], ["info", "run", "demo"]),
         (["run", "--help"], ["--output", "--op", "--epsilon", "--channel-axis", "--num-threads", "--force"]),
+        (["run", "--help"], ["--activation", "relu6", "--addend"]),
     ],
 )
 def test_help_and_version(tmp_path, arguments, says):
@@ -203,6 +257,8 @@ def test_the_installed_command_is_the_same(tmp_path):
         (["run"], "FILE.npz|FOLDER"),
         (["run", "in.npz"], "--output"),
         (["run", "in.npz", "-o", "out.npz", "--op", "forward"], "'training_backprop'"),
+        (["run", "in.npz", "-o", "out.npz", "--activation", "gelu"], "'relu', 'relu6'"),
+        (["run", "in.npz", "-o", "out.npz", "--op", "training", "--addend"], "training adds the array addend if there"),
         (["run", "in.npz", "-o", "out.npz", "--colour"], "--colour"),
         (["run", "in.npz", "-o", "in.npz"], "it is the input file"),
         (["run", "in.npz", "-o", "link.npz", "--force"], "it is the input file"),
@@ -233,6 +289,7 @@ def changed(**arrays):
         (without("mean", "variance"), ["missing mean, variance;"]),
         (changed(gama=np.ones(3)), ["unknown array 'gama' (is it gamma?)", "input, gamma, beta, mean, variance"]),
         (lambda arrays: {"arr_0": arrays["input"]}, ["unknown array 'arr_0'"]),
+        (changed(batch_mean=np.ones(3)), ["unknown array 'batch_mean'"]),
         (changed(gamma=np.ones(4, np.float32)), ["gamma", "(3,)", "(4,)"]),
         (changed(input=np.ones((4, 3, 5), np.int64)), ["input", "int64"]),
         (changed(input=np.array([None, {}])), ["input holds Python objects"]),
@@ -249,6 +306,7 @@ def test_arrays_that_do_not_fit(folder, change, says):
         (["--op", "training"], "unknown array 'mean'"),
         (["--epsilon", "-1"], "epsilon"),
         (["--channel-axis", "3"], "channel_axis"),
+        (["--activation", "relu", "--addend"], "in.npz: missing normalized; training_backprop with an activation and"),
     ],
 )
 def test_options_that_do_not_fit_the_arrays(folder, arguments, says):

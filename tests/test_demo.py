@@ -78,6 +78,34 @@ def test_convolution_agrees_with_its_definition():
         np.testing.assert_allclose(y[:, :, i, j], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_batch_norm_with_relu_is_the_two_layers(training):
+    rng = np.random.default_rng(6)
+    x, dy = rng.normal(size=(2, 8, 3, 4, 5)).astype(np.float32)
+    fused, apart = demo.BatchNorm(3, bnbp, activation="relu"), demo.BatchNorm(3, bnbp)
+    for layer in (fused, apart):
+        layer.parameters = {"gamma": np.float32([1, -2, 3]), "beta": np.float32([0, 1, -2])}
+        layer.running_mean = np.float32([0.1, 0.2, 0.3])
+    relu = demo.Relu()
+    y = fused.forward(x, training)
+    assert 0.2 < np.mean(y == 0) < 0.8
+    np.testing.assert_allclose(y, relu.forward(apart.forward(x, training), training), atol=1e-5)
+    if training:
+        np.testing.assert_allclose(fused.backward(dy), apart.backward(relu.backward(dy)), atol=1e-5)
+        for name, gradient in apart.gradients.items():
+            np.testing.assert_allclose(fused.gradients[name], gradient, atol=1e-4)
+
+
+def test_relu_is_a_part_of_the_batch_norm_where_there_is_one():
+    kinds = {
+        bool(operators): [type(layer) for layer in demo.build_network(operators, 0).layers]
+        for operators in (None, bnbp)
+    }
+    assert [kind for kind in kinds[True] if kind is demo.Relu] == []
+    assert [demo.Relu if kind is demo.BatchNorm else kind for kind in kinds[True]] == kinds[False]
+    assert kinds[True].count(demo.BatchNorm) == 4
+
+
 def test_equal_values_share_the_gradient_of_a_pool():
     layer = demo.MaxPool()
     x = np.array([[5, 1, 0, 2], [1, 0, 2, 1]], np.float32).reshape(1, 1, 2, 4)

@@ -30,6 +30,15 @@ LAYOUTS = [
     ((0, 3, 4), 1),
 ]
 
+#: An activation, whether there is an addend, and whether the gradient is given the forward operator's result.
+FUSED = [
+    ("relu", False, False),
+    ("relu6", False, True),
+    ("relu", True, True),
+    ("relu6", True, True),
+    (None, True, False),
+]
+
 
 def save_folder(folder, op="training_backprop", shape=(4, 3, 5, 6), axis=1, dtype=np.float32, orders="CC"):
     """Save the inputs of an operator, the tensors in C or Fortran order; return them."""
@@ -46,6 +55,38 @@ def save_folder(folder, op="training_backprop", shape=(4, 3, 5, 6), axis=1, dtyp
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
     return arrays
+
+
+def save_fused(folder, op, activation, addend, normalized, **how):
+    """The same for an operator with an activation or an addend; return its arguments."""
+    arrays = save_folder(folder, op, **how)
+    shape, axis = arrays["input"].shape, how.get("axis", 1)
+    arrays["gamma"] *= 4  # now some are beyond 6
+    added = np.random.default_rng(9).normal(0, 3, shape).astype(arrays["input"].dtype) if addend else None
+    arguments = {**arrays, "activation": activation}
+    if op.endswith("backprop"):
+        forward = [arrays[name] for name in INPUTS["inference"]]
+        result = bnbp.batch_norm_inference(*forward, activation=activation, addend=added, channel_axis=axis)
+        new = {"normalized": np.asarray(result, order=how.get("orders", "CC")[1])} if normalized else {}
+        arguments["addend"] = addend
+        if math.prod(shape) > 100 and activation:
+            zero, six = np.mean(result == 0), np.mean(result == 6)
+            assert 0.1 < zero < 0.9  # not degenerate
+            assert (six > 0.01) == (activation == "relu6")
+    else:
+        new = {"addend": np.asarray(added, order=how.get("orders", "CC")[1])} if addend else {}
+    for name, array in {**new, "gamma": arrays["gamma"]}.items():
+        np.save(folder / f"{name}.npy", array)
+    return arguments | new
+
+
+def options_of(op, activation, addend):
+    chosen = ["--activation", activation] if activation else []
+    return ["--op", op, *chosen, *(["--addend"] if addend and op.endswith("backprop") else [])]
+
+
+def outputs_of(op, addend):
+    return (*OUTPUTS[op], *(["addend_delta"] if addend and op.endswith("backprop") else []))
 
 
 def load(path, dtype=None):
@@ -91,6 +132,91 @@ def test_a_folder_has_the_results_of_the_operator(tmp_path, small_slabs, op, sha
         np.testing.assert_allclose(result, value, rtol=8 * eps, atol=8 * eps * scale)
         if value.ndim > 1:
             assert result.flags.fnc == np.asarray(arrays["input"]).flags.fnc
+
+
+@pytest.mark.filterwarnings("ignore:invalid value", "ignore:Mean of empty", "ignore:Degrees of freedom")
+@pytest.mark.parametrize(("shape", "axis"), LAYOUTS)
+@pytest.mark.parametrize("op", OUTPUTS)
+@pytest.mark.parametrize(("activation", "addend", "normalized"), FUSED)
+def test_a_folder_has_the_results_with_an_activation_and_an_addend(
+    tmp_path, small_slabs, op, shape, axis, activation, addend, normalized
+):
+    how = {"shape": shape, "axis": axis, "orders": "CC" if activation == "relu" else "FC"}
+    arguments = save_fused(tmp_path / "in", op, activation, addend, normalized, **how)
+    run_here(tmp_path / "in", "-o", tmp_path / "out", *options_of(op, activation, addend), "--channel-axis", axis)
+    names = outputs_of(op, addend)
+    assert names_in(tmp_path / "out") == sorted(f"{name}.npy" for name in names)
+    expected = getattr(bnbp, f"batch_norm_{op}")(**arguments, channel_axis=axis)
+    for name, value in zip(names, expected if isinstance(expected, tuple) else (expected,), strict=True):
+        result = load(tmp_path / "out" / f"{name}.npy")
+        assert (result.dtype, result.shape) == (value.dtype, value.shape)
+        eps = np.finfo(np.float32).eps
+        scale = 4 * math.sqrt(max(value.size, math.prod(shape) / shape[axis])) if name != "normalized" else 4
+        np.testing.assert_allclose(result, value, rtol=8 * eps, atol=8 * eps * scale)
+        if value.ndim > 1:
+            assert result.flags.fnc == np.asarray(arguments["input"]).flags.fnc
+        if name == "addend_delta":
+            assert result.tobytes() == np.asarray(value).tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("op", OUTPUTS)
+@pytest.mark.parametrize(("activation", "addend", "normalized"), FUSED)
+def test_sixteen_bits_with_an_activation_and_an_addend(
+    tmp_path, small_slabs, op, dtype, activation, addend, normalized
+):
+    arguments = save_fused(tmp_path / "in", op, activation, addend, normalized, dtype=dtype)
+    run_here(tmp_path / "in", "-o", tmp_path / "out", *options_of(op, activation, addend))
+    expected = getattr(bnbp, f"batch_norm_{op}")(**arguments)
+    for name, value in zip(
+        outputs_of(op, addend), expected if isinstance(expected, tuple) else (expected,), strict=True
+    ):
+        kind = dtype if value.ndim > 1 else np.float32
+        result, right = load(tmp_path / "out" / f"{name}.npy", kind).astype(np.float64), value.astype(np.float64)
+        tolerance = 4 * float(ml_dtypes.finfo(kind).eps)
+        np.testing.assert_allclose(result, right, rtol=tolerance, atol=4 * tolerance)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("addend", [False, True])
+def test_with_an_activation_the_statistics_are_used_as_they_are_returned(tmp_path, small_slabs, addend, dtype):
+    """To the bit; where their rounding is much beside the deviations, which the other operator makes up for."""
+    arguments = save_fused(tmp_path / "in", "training", "relu", addend, False, dtype=dtype)
+    arguments["input"] = (arguments["input"].astype(np.float32) / 4 + np.float32(1e3 + 0.3)).astype(dtype)
+    np.save(tmp_path / "in" / "input.npy", arguments["input"])
+    results = {}
+    for activation in ("relu", None):
+        out = tmp_path / str(activation)
+        run_here(tmp_path / "in", "-o", out, *options_of("training", activation, addend))
+        x, gamma, beta, added = (arguments.get(name) for name in ("input", "gamma", "beta", "addend"))
+        statistics = load(out / "batch_mean.npy"), load(out / "batch_variance.npy")
+        same = bnbp.batch_norm_inference(x, gamma, beta, *statistics, activation=activation, addend=added)
+        results[activation] = load(out / "normalized.npy", dtype).tobytes() == same.tobytes()
+    assert results["relu"]
+    assert not results[None] or dtype != np.float32  # or the data could not tell
+
+
+@pytest.mark.parametrize("op", ["training_backprop", "inference_backprop"])
+def test_results_of_a_forward_run_may_lie_in_the_folder(tmp_path, op):
+    """They are inputs of the gradient where it has an activation, and else they are left alone."""
+    arguments = save_fused(tmp_path / "in", op, "relu", True, True)
+    plain = getattr(bnbp, f"batch_norm_{op}")(**{name: arguments[name] for name in INPUTS[op]})
+    masked = getattr(bnbp, f"batch_norm_{op}")(**arguments)
+    assert np.abs(plain.input_delta - masked.input_delta).max() > 0.1  # or the two could be taken for each other
+    for name in ("batch_mean", "batch_variance", "addend"):
+        np.save(tmp_path / "in" / f"{name}.npy", np.ones(1))
+    before = {path: path.read_bytes() for path in (tmp_path / "in").iterdir()}
+    run_here(tmp_path / "in", "-o", tmp_path / "in", "--op", op)
+    np.testing.assert_allclose(load(tmp_path / "in" / "input_delta.npy"), plain.input_delta, atol=1e-6)
+    run_here(tmp_path / "in", "-o", tmp_path / "in", *options_of(op, "relu", True), "--force")
+    np.testing.assert_allclose(load(tmp_path / "in" / "input_delta.npy"), masked.input_delta, atol=1e-6)
+    assert {path: path.read_bytes() for path in before} == before
+    # A forward run takes none of them, and replaces what is its own result.
+    for name in ("normalized_delta", *(["mean", "variance"] if op == "training_backprop" else [])):
+        (tmp_path / "in" / f"{name}.npy").unlink()
+    np.save(tmp_path / "in" / "addend.npy", arguments["normalized"])
+    run_here(tmp_path / "in", "-o", tmp_path / "in", "--op", op.removesuffix("_backprop"), "--force")
+    assert load(tmp_path / "in" / "normalized.npy").min() < 0
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
@@ -200,7 +326,7 @@ def a_pipe(folder):
     [
         (removed("input"), "in: missing input; training_backprop takes input, gamma, beta, mean,"),
         (saved("gama", np.ones(3)), "in: unknown array 'gama' (is it gamma?); training_backprop takes input,"),
-        (saved("normalized", np.ones(3)), "in: unknown array 'normalized' (is it normalized_delta?)"),
+        (saved("normalised", np.ones(3)), "in: unknown array 'normalised' (is it normalized_delta?)"),
         (
             saved("mean", np.ones(4, np.float32)),
             "mean: expected shape (3,) for the 3 channels of input (4, 3, 5, 6), got (4,)",
@@ -246,6 +372,59 @@ def test_a_command_that_does_not_fit(folder, arguments, says):
     (folder / "file").write_text("precious")
     (folder / "full" / "gamma_delta.npy").mkdir(parents=True)
     assert_refused(folder, "run", "in", *arguments, says=[says])
+
+
+GRADIENT = "input, gamma, beta, mean, variance, normalized_delta"
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "says"),
+    [
+        (
+            removed("normalized"),
+            ["--activation", "relu", "--addend"],
+            "in: missing normalized; training_backprop with an activation and an addend takes "
+            f"{GRADIENT}, normalized (gamma and beta may be left out)\n",
+        ),
+        (
+            removed("normalized"),
+            ["--activation", "relu", "--op", "inference_backprop"],
+            "in: missing normalized; inference_backprop with an activation and an addend takes ",
+        ),
+        (
+            removed("mean"),
+            ["--activation", "relu6"],
+            "in: missing mean; training_backprop with an activation and an addend takes ",
+        ),
+        (removed("mean"), ["--addend"], f"in: missing mean; training_backprop takes {GRADIENT} (gamma and beta may"),
+        (saved("normalized", np.ones((4, 3, 5, 5), np.float32)), ["--activation", "relu"], "normalized: expected "),
+        (saved("normalized", np.ones((4, 3, 5, 6))), ["--activation", "relu", "--addend"], "normalized: expected "),
+        (edited("normalized", lambda data: data[:-7]), ["--activation", "relu"], "cannot read in/normalized.npy: it"),
+        (saved("addend_delta", np.ones(1)), ["--addend", "-o", "in"], "cannot write in/addend_delta.npy: it exists"),
+    ],
+)
+def test_a_folder_that_does_not_fit_an_activation_or_an_addend(tmp_path, change, arguments, says):
+    """There is an addend in the folder: without `normalized`, the mask would be that of a call without it."""
+    save_fused(tmp_path / "in", "training_backprop", "relu", True, True)
+    np.save(tmp_path / "in" / "addend.npy", np.ones((4, 3, 5, 6), np.float32))
+    change(tmp_path / "in")
+    assert_refused(tmp_path, "run", "in", "-o", "out", *arguments, says=[f"bnbp: {says}"])
+
+
+def test_without_an_addend_the_forward_result_is_not_needed(tmp_path):
+    save_fused(tmp_path / "in", "training_backprop", "relu", False, False)
+    run_here(tmp_path / "in", "-o", tmp_path / "out", "--activation", "relu")
+    (tmp_path / "in" / "mean.npy").unlink()
+    says = f"takes {GRADIENT}, normalized (gamma, beta and normalized may be left out)\n"
+    assert_refused(tmp_path, "run", "in", "-o", "new", "--activation", "relu", says=[says])
+
+
+@pytest.mark.parametrize("op", ["training", "inference"])
+@pytest.mark.parametrize("addend", [np.ones((4, 3, 5, 5), np.float32), np.ones((4, 3, 5, 6))])
+def test_an_addend_that_does_not_fit(tmp_path, op, addend):
+    save_folder(tmp_path / "in", op)
+    np.save(tmp_path / "in" / "addend.npy", addend)
+    assert_refused(tmp_path, "run", "in", "-o", "out", "--op", op, says=["bnbp: addend: expected "])
 
 
 def test_bfloat16_without_its_package(tmp_path):
@@ -314,11 +493,12 @@ def test_nothing_is_left_of_a_run_that_fails(folder, event, says, force):
     assert assert_refused(folder, "run", "in", "-o", "out", *force, program=program) == f"bnbp: {says}\n"
 
 
-@pytest.mark.parametrize("name", ["input", "normalized_delta", "variance"])
+@pytest.mark.parametrize("name", ["input", "normalized_delta", "variance", "normalized"])
 @pytest.mark.parametrize("change", ["os.truncate({path!r}, 200)", "os.utime({path!r}, ns=(0, 0))"])
 def test_an_input_that_changes_meanwhile(folder, name, change):
     program = while_writing(change.format(path=f"in/{name}.npy"))
-    done = bnbp_command("run", "in", "-o", "out", program=program, cwd=folder)
+    np.save(folder / "in" / "normalized.npy", np.ones((4, 3, 5, 6), np.float32))
+    done = bnbp_command("run", "in", "-o", "out", "--activation", "relu", program=program, cwd=folder)
     assert (done.returncode, done.stderr) == (1, f"bnbp: cannot read in/{name}.npy: it has changed meanwhile\n")
     assert names_in(folder) == ["in"]
 
@@ -372,3 +552,15 @@ def test_memory_does_not_grow_with_the_files(tmp_path, op):
     done = bnbp_command("run", "in", "-o", "out", "--op", op, "--num-threads", "1", program=program, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert int(done.stdout.splitlines()[-1]) < 160 << 10  # KiB: two windows and a result of 32 MiB, and some to spare
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux has /proc")
+def test_memory_does_not_grow_with_an_addend_either(tmp_path):
+    save_folder(tmp_path / "in", "training_backprop", (4, 2, 3))
+    for name in ("input", "normalized_delta", "normalized"):
+        save_sparse(tmp_path / "in" / f"{name}.npy", (4, 2, 1 << 23))
+    program = ["-c", WITH_LITTLE_MEMORY.format(room=288 << 20)]
+    arguments = ("--activation", "relu", "--addend", "--num-threads", "1")
+    done = bnbp_command("run", "in", "-o", "out", *arguments, program=program, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert int(done.stdout.splitlines()[-1]) < 224 << 10  # three windows and two results, and some to spare

@@ -15,13 +15,13 @@ from rich.table import Table
 import bnbp
 
 from .benchmark import report
-from .benchmark.candidates import BNBP, FLOOR, FRESH, OWN
+from .benchmark.candidates import BNBP, FLOOR, FRESH, OWN, PLAIN
 from .benchmark.measure import Benchmark, Row, Seconds, Settings
 from .benchmark.peers import PEERS
 from .benchmark.plot import draw
-from .benchmark.points import LAYOUTS, SETS, label, tensor_type, title
+from .benchmark.points import LAYOUTS, SETS, fused_with, label, tensor_type, title
 from .files import check_output, plot_format, write_file
-from .operators import Operator
+from .operators import Activation, Operator
 from .terminal import Failure, console, flat, print_line
 
 __all__ = ["bench"]
@@ -49,6 +49,7 @@ class Peer(StrEnum):
     """What bnbp is compared with."""
 
     torch = "torch"
+    compiled = "torch.compile"
     tensorflow = "tensorflow"
     jax = "jax"
     numpy = "numpy"
@@ -71,6 +72,12 @@ def bench(
     op: Annotated[
         list[Operator] | None, typer.Option(help="The operator; may be repeated.", show_default="all four")
     ] = None,
+    activation: Annotated[
+        Activation | None, typer.Option(help="What follows the batch norm as a part of it.", show_default="none")
+    ] = None,
+    addend: Annotated[
+        bool, typer.Option("--addend", help="Add a tensor before the activation; compute its gradient as well.")
+    ] = False,
     layout: Annotated[Layout, typer.Option(help="Channels first, channels last, or both.")] = Layout.both,
     threads: Annotated[
         str | None, typer.Option(metavar="N,...", help="Numbers of threads.", show_default="1 and as bnbp info says")
@@ -93,16 +100,23 @@ def bench(
 
     The set cache has tensors of 8,000 to 800,000 elements, which fit the caches. There the other implementations are
     what to compare with, and a plot of this set alone shows time per element against size.
+
+    With an activation, the operators have it in them. Beside them are the operators without it, PyTorch's functions one
+    after the other, and the same compiled by torch.compile, which takes some seconds for each row.
     """
+    if addend and not activation:
+        raise typer.BadParameter("it goes with --activation", param_hint="--addend")
     file_format = plot_format(plot) if plot else ""
     settings = Settings(
         sets=tuple(SETS) if sets and Shapes.all in sets else _names(sets or [Shapes.network]),
         operators=_names(op or Operator),
         layouts=LAYOUTS if layout == Layout.both else _names([layout]),
         threads=_thread_counts(threads),
-        peers=_peers(peer),
+        peers=_peers(peer, activation),
         dtype=str(dtype),
         rounds=rounds,
+        activation=str(activation) if activation else None,
+        addend=addend,
     )
     targets = {path: check_output(path, force) for path in (numbers, plot) if path}
     if numbers and plot and targets[numbers] == targets[plot]:
@@ -126,11 +140,13 @@ def bench(
     console.print(LEGEND, highlight=False)
     if any(row.point.in_cache for row in rows):
         console.print(LEGEND_OF_CACHE, highlight=False)
+    if activation:
+        console.print(LEGEND_OF_ACTIVATION, highlight=False)
     if numbers:
         write_file(numbers, targets[numbers], force, lambda stream: report.save(stream, settings, environment, rows))
         print_line(f"numbers saved in {numbers}")
     if plot:
-        heading = f"{environment['cpu']}, {dtype}"
+        heading = f"{environment['cpu']}, {dtype}{fused_with(activation, addend)}"
         write_file(plot, targets[plot], force, lambda stream: draw(stream, file_format, rows, heading))
         print_line(f"plot saved in {plot}")
     wrong = [f"{row.point}: {row.notes[name]}" for row in rows for name in OWN if name in row.notes]
@@ -152,9 +168,9 @@ def _thread_counts(text: str | None) -> tuple[int, ...]:
     return tuple(dict.fromkeys(map(int, parts)))
 
 
-def _peers(chosen: list[Peer] | None) -> tuple[str, ...]:
-    if not chosen:
-        return tuple(PEERS)
+def _peers(chosen: list[Peer] | None, activation: Activation | None) -> tuple[str, ...]:
+    if not chosen:  # without an activation there is little to fuse
+        return tuple(name for name in PEERS if activation or name != Peer.compiled)
     if Peer.none not in chosen:
         return _names(chosen)
     if len(set(chosen)) > 1:
@@ -188,15 +204,16 @@ def _print_bench_table(rows: list[Row], settings: Settings) -> None:
     """Print the times and ratios of one operator, layout and number of threads, and what there is to say of them."""
     point = rows[0].point
     total = report.total(rows)
-    rival = report.rival(rows) if point.in_cache else None
+    rivals = [report.rival(rows), PLAIN if point.activation else None] if point.in_cache else []
+    compared = [name for name in rivals if name]
     small = point.in_cache or max(row.floor.median for row in rows) <= 2e-4
     scale, unit = (1e6, "us") if small else (1e3, "ms")
-    peers = [name for name in settings.peers if any(name in row.seconds for row in rows)]
+    others = [name for name in (PLAIN, *settings.peers) if any(name in row.seconds for row in rows)]
 
     def time(seconds: Seconds | None) -> str:
         return f"{seconds.median * scale:.2f}" if seconds else "-"
 
-    def peer_time(row: Row, name: str) -> str:
+    def other_time(row: Row, name: str) -> str:
         seconds, own = row.seconds.get(name), row.seconds.get(BNBP)
         return time(seconds) + (f" ({seconds.over(own)[1]:.1f}x)" if seconds and own else "")
 
@@ -207,6 +224,9 @@ def _print_bench_table(rows: list[Row], settings: Settings) -> None:
         own = row.seconds.get(BNBP)
         return both(own.over(other), applies and row is not total) if own and other else "-"
 
+    def against(row: Row, name: str) -> str:
+        return ratios(row, row.seconds.get(name), False)
+
     # What a row shows, by column; where one pass does, there is no second read.
     columns: dict[str, Callable[[Row], str]] = {
         "floor": lambda row: time(row.floor),
@@ -215,12 +235,12 @@ def _print_bench_table(rows: list[Row], settings: Settings) -> None:
         "/ floor": lambda row: ratios(row, row.floor, not (row.second_read or point.in_cache)),
         "/ (floor + read)": lambda row: ratios(row, row.floor_and_read, row.second_read),
         "bnbp fresh": lambda row: time(row.seconds.get(FRESH)),
-        **{name: partial(peer_time, name=name) for name in peers},
+        **{name: partial(other_time, name=name) for name in others},
     }
     if not point.reduces or point.in_cache:
         del columns["+ read"], columns["/ (floor + read)"]
-    if rival:
-        columns[f"/ {rival}"] = lambda row: ratios(row, row.seconds.get(rival), False)
+    for name in compared:
+        columns[f"/ {name}"] = partial(against, name=name)
 
     table = Table(point.set, box=box.SIMPLE_HEAD, title=f"{title(point)}, {unit}", title_justify="left")
     for name in columns:
@@ -232,7 +252,7 @@ def _print_bench_table(rows: list[Row], settings: Settings) -> None:
         table.add_section()
         table.add_row("total", *(show(total) for show in columns.values()), style="bold")
     elif point.in_cache:
-        means = {f"/ {name}": both(report.geometric_mean(rows, name)) for name in (FLOOR, rival) if name}
+        means = {f"/ {name}": both(report.geometric_mean(rows, name)) for name in (FLOOR, *compared)}
         table.add_section()
         table.add_row("geometric mean", *(means.get(name, "") for name in columns), style="bold")
     # A terminal may wrap what is too wide for it, and a file has room; rich would squeeze it.
@@ -243,6 +263,12 @@ def _print_bench_table(rows: list[Row], settings: Settings) -> None:
 
 
 LEGEND_OF_CACHE = "/ torch is bnbp's time over PyTorch's; without PyTorch it is the fastest peer's that counts."
+
+LEGEND_OF_ACTIVATION = (
+    "bnbp plain is the operator without the activation, with results that exist. The others compute the same as bnbp: "
+    "the gradients are given the forward result, which bnbp reads only where there is an addend. + read reads neither "
+    "that nor the addend again."
+)
 
 LEGEND = (
     "Times are medians; ratios are those of the minima and of the medians. The floor reads and writes each tensor "

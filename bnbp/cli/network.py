@@ -11,7 +11,7 @@ with respect to a layer's output, ``dx`` that with respect to its input.
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import Any, BinaryIO, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ import bnbp
 
 Array = NDArray[np.floating[Any]]
 Labels = NDArray[np.integer[Any]]
+Activation = Literal["relu"] | None
 Result = TypeVar("Result")
 
 
@@ -30,7 +31,7 @@ class Operators(Protocol):
     """What the network asks of an implementation of batch normalisation, such as the module bnbp."""
 
     def batch_norm_training(
-        self, input: Array, gamma: Array, beta: Array, epsilon: float, /
+        self, input: Array, gamma: Array, beta: Array, epsilon: float, /, *, activation: Activation
     ) -> tuple[Array, Array, Array]:
         """See :func:`bnbp.batch_norm_training`."""
 
@@ -44,11 +45,22 @@ class Operators(Protocol):
         normalized_delta: Array,
         epsilon: float,
         /,
-    ) -> tuple[Array, Array, Array]:
+        *,
+        activation: Activation,
+    ) -> tuple[Array, ...]:
         """See :func:`bnbp.batch_norm_training_backprop`."""
 
     def batch_norm_inference(
-        self, input: Array, gamma: Array, beta: Array, mean: Array, variance: Array, epsilon: float, /
+        self,
+        input: Array,
+        gamma: Array,
+        beta: Array,
+        mean: Array,
+        variance: Array,
+        epsilon: float,
+        /,
+        *,
+        activation: Activation,
     ) -> Array:
         """See :func:`bnbp.batch_norm_inference`."""
 
@@ -91,26 +103,32 @@ class Convolution(Layer):
 
 
 class BatchNorm(Layer):
-    """Batch normalisation of each channel: with the batch's own statistics in training, running averages after it."""
+    """Batch normalisation of each channel: with the batch's own statistics in training, running averages after it.
+
+    A ReLU may be a part of it. The backward pass needs nothing more for that: the operator finds out where the output
+    was 0 from what the forward pass has kept.
+    """
 
     epsilon = 1e-5
     decay = 0.9  # of the running averages, at each batch
 
-    def __init__(self, channels: int, operators: Operators) -> None:
+    def __init__(self, channels: int, operators: Operators, activation: Activation = None) -> None:
         super().__init__(gamma=np.ones(channels, np.float32), beta=np.zeros(channels, np.float32))
-        self.operators = operators
+        self.operators, self.activation = operators, activation
         self.running_mean: Array = np.zeros(channels, np.float32)
         self.running_variance: Array = np.ones(channels, np.float32)
 
     def forward(self, x: Array, training: bool) -> Array:
-        """``y = gamma (x - mean) / sqrt(variance + epsilon) + beta``."""
+        """``y = gamma (x - mean) / sqrt(variance + epsilon) + beta``; with a ReLU the positive part of that."""
         gamma, beta = self.parameters["gamma"], self.parameters["beta"]
         if not training:
             return self.operators.batch_norm_inference(
-                x, gamma, beta, self.running_mean, self.running_variance, self.epsilon
+                x, gamma, beta, self.running_mean, self.running_variance, self.epsilon, activation=self.activation
             )
         self.x = x
-        y, self.mean, self.variance = self.operators.batch_norm_training(x, gamma, beta, self.epsilon)
+        y, self.mean, self.variance = self.operators.batch_norm_training(
+            x, gamma, beta, self.epsilon, activation=self.activation
+        )
         self.running_mean = self.decay * self.running_mean + (1 - self.decay) * self.mean
         self.running_variance = self.decay * self.running_variance + (1 - self.decay) * self.variance
         return y
@@ -119,7 +137,7 @@ class BatchNorm(Layer):
         """All three gradients come from one operator, the subject of this package."""
         gamma, beta = self.parameters["gamma"], self.parameters["beta"]
         dx, self.gradients["gamma"], self.gradients["beta"] = self.operators.batch_norm_training_backprop(
-            self.x, gamma, beta, self.mean, self.variance, dy, self.epsilon
+            self.x, gamma, beta, self.mean, self.variance, dy, self.epsilon, activation=self.activation
         )
         return dx
 
@@ -243,12 +261,12 @@ class Network:
 
 
 def build_network(operators: Operators | None, seed: int) -> Network:
-    """Four convolutions on 8 x 8 images; batch norm after each of them if there are operators for it."""
+    """Four convolutions on 8 x 8 images; batch norm before the ReLU of each if there are operators for it."""
     rng = np.random.default_rng(seed)
 
     def block(channels: int, filters: int) -> list[Layer]:
-        batch_norm = [BatchNorm(filters, operators)] if operators else []
-        return [Convolution(channels, filters, rng), *batch_norm, Relu()]
+        relu = BatchNorm(filters, operators, activation="relu") if operators else Relu()
+        return [Convolution(channels, filters, rng), relu]
 
     first = [*block(1, 16), *block(16, 16), MaxPool()]  # 16 channels of 4 x 4
     second = [*block(16, 32), *block(32, 32), MaxPool()]  # 32 channels of 2 x 2
@@ -310,21 +328,21 @@ class TimedOperators:
         self.num_threads = num_threads
         self.seconds = 0.0
 
-    def batch_norm_training(self, *arguments: Any) -> tuple[Array, Array, Array]:
+    def batch_norm_training(self, *arguments: Any, activation: Activation) -> tuple[Array, Array, Array]:
         """See :func:`bnbp.batch_norm_training`."""
-        return self._timed(bnbp.batch_norm_training, arguments)
+        return self._timed(bnbp.batch_norm_training, arguments, activation)
 
-    def batch_norm_training_backprop(self, *arguments: Any) -> tuple[Array, Array, Array]:
+    def batch_norm_training_backprop(self, *arguments: Any, activation: Activation) -> tuple[Array, ...]:
         """See :func:`bnbp.batch_norm_training_backprop`."""
-        return self._timed(bnbp.batch_norm_training_backprop, arguments)
+        return self._timed(bnbp.batch_norm_training_backprop, arguments, activation)
 
-    def batch_norm_inference(self, *arguments: Any) -> Array:
+    def batch_norm_inference(self, *arguments: Any, activation: Activation) -> Array:
         """See :func:`bnbp.batch_norm_inference`."""
-        return self._timed(bnbp.batch_norm_inference, arguments)
+        return self._timed(bnbp.batch_norm_inference, arguments, activation)
 
-    def _timed(self, operator: Callable[..., Result], arguments: tuple[Any, ...]) -> Result:
+    def _timed(self, operator: Callable[..., Result], arguments: tuple[Any, ...], activation: Activation) -> Result:
         start = time.perf_counter()
-        result = operator(*arguments, num_threads=self.num_threads)
+        result = operator(*arguments, activation=activation, num_threads=self.num_threads)
         self.seconds += time.perf_counter() - start
         return result
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import bnbp
 
-from .operators import OUTPUTS
+from .operators import TENSORS, outputs
 
 __all__ = ["NpyFile", "UnreadableError", "check", "compute", "element_type", "steps"]
 
@@ -30,8 +30,8 @@ Box = tuple[slice, ...]
 #: Bytes of a tensor that are mapped at a time: worth many calls, and little beside a machine's memory.
 SLAB = 1 << 25
 
-#: The inputs that are gone through in slabs. The others have a value for each channel and are read whole.
-TENSORS = ("input", "normalized_delta")
+#: Writes the next elements of a result, which is told by its name.
+Write = Callable[[str, Array], None]
 
 
 # ---------------------------------------------------------------- files
@@ -173,6 +173,8 @@ class Operands(NamedTuple):
     mean: Any = None
     variance: Any = None
     normalized_delta: Any = None
+    addend: Any = None
+    normalized: Any = None
 
 
 class Batch:
@@ -184,17 +186,20 @@ class Batch:
         epsilon: float,
         channel_axis: int,
         num_threads: int | None,
-        write: Callable[[Array], None],
+        activation: str | None,
+        addend_delta: bool,
+        write: Write,
         advance: Callable[[], object],
     ) -> None:
         self.input = files["input"]
+        # They are gone through in slabs. The other inputs have a value for each channel and are read whole.
         self.tensors = {name: file for name, file in files.items() if name in TENSORS}
         self.vectors = {name: file.read() for name, file in files.items() if name not in TENSORS}
         rank = self.input.like.ndim
         self.axis = rank - 1 - channel_axis % rank if self.input.fortran_order else channel_axis % rank
         self.channels = self.input.file_shape[self.axis]
         self.count = self.input.like.size // self.channels
-        self.epsilon = epsilon
+        self.epsilon, self.activation, self.addend_delta = epsilon, activation, addend_delta
         self.options: dict[str, Any] = {"channel_axis": self.axis, "num_threads": num_threads}
         self.write, self.advance = write, advance
 
@@ -222,7 +227,7 @@ class Batch:
 
 
 def check(op: str, files: Mapping[str, NpyFile], **options: Any) -> None:
-    """Raise what the operator raises about its arguments.
+    """Raise what the operator raises about its arguments; the options are those of the operator.
 
     It looks at its outputs last. So it is given none: by then it has checked all the rest, and it computes nothing.
     """
@@ -249,6 +254,8 @@ def compute(
     epsilon: float,
     channel_axis: int,
     num_threads: int | None,
+    activation: str | None,
+    addend: bool = False,
 ) -> dict[str, Array]:
     """Compute the results of an operator, and write them as .npy files.
 
@@ -262,13 +269,13 @@ def compute(
         Where to write the results, by name.
     advance : callable
         Is called after each slab.
-    epsilon, channel_axis, num_threads
-        As the operator takes them.
+    epsilon, channel_axis, num_threads, activation, addend
+        As the operator takes them; `addend` is that of the gradient operators. That of the others is a file.
 
     Returns
     -------
     dict of str to ndarray
-        The results by name; of the tensor only the shape and the type.
+        The results by name; of the tensors only the shape and the type.
 
     Raises
     ------
@@ -277,20 +284,25 @@ def compute(
     OSError
         If a result cannot be written.
     """
-    tensor, *others = OUTPUTS[op]
+    names = outputs(op, addend)
     like = files["input"].like
-    _write_header(streams[tensor], like, files["input"].fortran_order)
-    batch = Batch(
-        files, epsilon, channel_axis, num_threads, lambda elements: _write(streams[tensor], elements), advance
-    )
+    results = {name: like for name in names if name in TENSORS}
+    for name in results:
+        _write_header(streams[name], like, files["input"].fortran_order)
+
+    def write(name: str, elements: Array) -> None:
+        _write(streams[name], elements)
+
+    batch = Batch(files, epsilon, channel_axis, num_threads, activation, addend, write, advance)
     with np.errstate(all="ignore"):  # infinities and NaN are results like others
-        results = dict(zip(others, _OPERATORS[op](batch), strict=True))
-    for name, vector in results.items():
+        vectors = _OPERATORS[op](batch)
+    for name, vector in zip((name for name in names if name not in TENSORS), vectors, strict=True):
         _write_header(streams[name], vector)
         _write(streams[name], vector)
+        results[name] = vector
     for file in files.values():
         file.check_unchanged()
-    return {tensor: like, **results}
+    return {name: results[name] for name in names}
 
 
 def _training(batch: Batch) -> tuple[Array, ...]:
@@ -303,23 +315,24 @@ def _training(batch: Batch) -> tuple[Array, ...]:
         merged[channels.start] = bnbp.merge_statistics(earlier, part) if earlier else part
 
     def normalize(channels: slice, operands: Operands) -> None:
-        statistics = mean[channels], variance[channels]
-        batch.write(
-            bnbp.batch_norm_inference(*operands[:2], beta[channels], *statistics, batch.epsilon, **batch.options)
-        )
+        shift = None if beta is None else beta[channels]
+        _normalize(batch, operands._replace(beta=shift, mean=mean[channels], variance=variance[channels]))
 
     batch.each(gather)
     nothing = batch.nothing()
     # The operator itself says of which type they are, and what they are of an empty batch.
     _, mean, variance = bnbp.batch_norm_training(*nothing[:3], batch.epsilon, **batch.options)
-    rest = np.zeros(batch.channels)
+    rest = np.zeros(batch.channels)  # what `mean` has lost by rounding, in standard deviations
     for first, statistics in merged.items():
         channels = slice(first, first + statistics.mean.size)
         mean[channels], variance[channels] = statistics.mean, statistics.variance
-        # What `mean` has lost by rounding, which is much beside a small variance, is made up for by `beta`.
         rest[channels] = (statistics.mean - mean[channels]) / np.sqrt(statistics.variance + batch.epsilon)
-    gamma = 1 if nothing.gamma is None else nothing.gamma
-    beta = ((0 if nothing.beta is None else nothing.beta) - gamma * rest).astype(mean.dtype)
+    beta = nothing.beta
+    # With an activation the operator normalises with the statistics as it returns them. Without one it does so with
+    # the exact ones. The rest of a mean may be much beside a small variance, and `beta` makes up for it.
+    if batch.activation is None:
+        gamma = 1 if nothing.gamma is None else nothing.gamma
+        beta = ((0 if beta is None else beta) - gamma * rest).astype(mean.dtype)
     batch.each(normalize)
     return mean, variance
 
@@ -331,18 +344,15 @@ def _training_backprop(batch: Batch) -> tuple[Array, ...]:
         sums[:, channels] += _reduce(batch, operands)
 
     def apply(channels: slice, operands: Operands) -> None:
-        batch.write(_apply(batch, operands, sums[:, channels], (True, False, False)).input_delta)
+        _write_deltas(batch, _apply(batch, operands, sums[:, channels], of_elements=True))
 
     batch.each(reduce)
     batch.each(apply)
-    return _apply(batch, batch.nothing(), sums, (False, True, True))[1:]
+    return _sums_of_all(batch, sums)
 
 
 def _inference(batch: Batch) -> tuple[Array, ...]:
-    def apply(channels: slice, operands: Operands) -> None:
-        batch.write(bnbp.batch_norm_inference(*operands[:5], batch.epsilon, **batch.options))
-
-    batch.each(apply)
+    batch.each(lambda channels, operands: _normalize(batch, operands))
     return ()
 
 
@@ -351,24 +361,53 @@ def _inference_backprop(batch: Batch) -> tuple[Array, ...]:
 
     def reduce_and_apply(channels: slice, operands: Operands) -> None:
         sums[:, channels] += _reduce(batch, operands)
-        options = {"output_mask": (True, False, False), **batch.options}
-        batch.write(bnbp.batch_norm_inference_backprop(*operands, batch.epsilon, **options).input_delta)
+        options = _gradient_options(batch, operands, of_elements=True)
+        _write_deltas(batch, bnbp.batch_norm_inference_backprop(*operands[:6], batch.epsilon, **options))
 
     batch.each(reduce_and_apply)
-    return _apply(batch, batch.nothing(), sums, (False, True, True))[1:]  # the two have the same formulas in training
+    return _sums_of_all(batch, sums)  # the two have the same formulas in training
+
+
+def _normalize(batch: Batch, operands: Operands) -> None:
+    options = {"activation": batch.activation, "addend": operands.addend, **batch.options}
+    batch.write("normalized", bnbp.batch_norm_inference(*operands[:5], batch.epsilon, **options))
 
 
 def _reduce(batch: Batch, operands: Operands) -> bnbp.BatchNormTrainingBackpropSums:
+    mask: dict[str, Any] = {}
+    if batch.activation:
+        mask = {name: getattr(operands, name) for name in ("gamma", "beta", "variance", "normalized")}
+        mask |= {"epsilon": batch.epsilon, "activation": batch.activation, "addend": batch.addend_delta}
     return bnbp.batch_norm_training_backprop_reduce(
-        operands.input, operands.mean, operands.normalized_delta, **batch.options
+        operands.input, operands.mean, operands.normalized_delta, **mask, **batch.options
     )
 
 
-def _apply(
-    batch: Batch, operands: Operands, sums: Array, output_mask: tuple[bool, bool, bool]
-) -> bnbp.BatchNormTrainingBackpropResult:
-    options = {"output_mask": output_mask, **batch.options}
-    return bnbp.batch_norm_training_backprop_apply(*operands, sums[0], sums[1], batch.count, batch.epsilon, **options)
+def _apply(batch: Batch, operands: Operands, sums: Array, *, of_elements: bool) -> Any:
+    options = _gradient_options(batch, operands, of_elements)
+    return bnbp.batch_norm_training_backprop_apply(
+        *operands[:6], sums[0], sums[1], batch.count, batch.epsilon, **options
+    )
+
+
+def _gradient_options(batch: Batch, operands: Operands, of_elements: bool) -> dict[str, Any]:
+    """Options that ask for the results with a value for each element, or for the others."""
+    mask = [of_elements, not of_elements, not of_elements, *([of_elements] if batch.addend_delta else [])]
+    return {
+        **{"activation": batch.activation, "normalized": operands.normalized, "addend": batch.addend_delta},
+        **{"output_mask": mask, **batch.options},
+    }
+
+
+def _write_deltas(batch: Batch, results: Any) -> None:
+    batch.write("input_delta", results.input_delta)
+    if batch.addend_delta:
+        batch.write("addend_delta", results.addend_delta)
+
+
+def _sums_of_all(batch: Batch, sums: Array) -> tuple[Array, ...]:
+    results = _apply(batch, batch.nothing(), sums, of_elements=False)
+    return results.gamma_delta, results.beta_delta
 
 
 _OPERATORS: dict[str, Callable[[Batch], tuple[Array, ...]]] = {

@@ -3,7 +3,7 @@
 import difflib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ import bnbp
 
 from . import outofcore
 from .files import check_output, new_files, write_file
-from .operators import INPUTS, OPTIONAL, OUTPUTS, Operator
+from .operators import Activation, Operator, inputs, is_backprop, optional, outputs
 from .terminal import Failure, console, or_fail_to, print_line, progress_bar
 
 __all__ = ["run"]
@@ -34,6 +34,12 @@ def run(
     op: Annotated[
         Operator, typer.Option(metavar="OP", help=f"The operator: {', '.join(Operator)}.")
     ] = Operator.training_backprop,
+    activation: Annotated[
+        Activation | None, typer.Option(help="What follows the batch norm as a part of it.", show_default="none")
+    ] = None,
+    addend: Annotated[
+        bool, typer.Option("--addend", help="Save the gradient of an addend as well; for the backprop operators.")
+    ] = False,
     epsilon: Annotated[float, typer.Option(metavar="E", help="Added to the variance.")] = 1e-5,
     channel_axis: Annotated[int, typer.Option(metavar="K", help="The axis of the channels; -1 is channels-last.")] = 1,
     num_threads: Annotated[
@@ -47,10 +53,20 @@ def run(
     inference the first five, and gamma and beta may be left out (1 and 0). The results are input_delta, gamma_delta and
     beta_delta; or normalized, with batch_mean and batch_variance in training.
 
+    Training and inference add the array addend, if there is one, before the activation. With an activation, the
+    backprop operators take the array normalized as well, the forward operator's result. It may be left out where there
+    was no addend. With --addend they also save addend_delta.
+
     In a folder the arrays are input.npy, mean.npy and so on, and the tensors may be larger than memory: a small part of
-    each is there at a time. The results may go into the same folder.
+    each is there at a time. The results may go into the same folder. Results that lie there already and are no inputs
+    of the operator are left alone.
     """
-    options = {"epsilon": epsilon, "channel_axis": channel_axis, "num_threads": num_threads}
+    options: dict[str, Any] = {"epsilon": epsilon, "channel_axis": channel_axis, "num_threads": num_threads}
+    options["activation"] = str(activation) if activation else None
+    if is_backprop(op):
+        options["addend"] = addend
+    elif addend:
+        raise typer.BadParameter(f"{op} adds the array addend if there is one", param_hint="--addend")
     results = (_run_folder if os.path.isdir(file) else _run_file)(file, output, op, force, options)
     table = Table("result", "shape", "type", box=box.SIMPLE_HEAD)
     for name, array in results.items():
@@ -65,30 +81,32 @@ def _run_file(file: Path, output: Path, op: Operator, force: bool, options: dict
             raise typer.BadParameter("it is the input file", param_hint="--output")
     target = check_output(output, force)
     with _or_refuse():
-        arrays = _read(file, op)
-        inputs = {name: arrays.get(name) for name in INPUTS[op]}
-        result = getattr(bnbp, f"batch_norm_{op}")(**inputs, **options)
+        arrays: Arrays = dict.fromkeys(inputs(op, options["activation"]))
+        arrays |= _read(file, op, options)
+        result = getattr(bnbp, f"batch_norm_{op}")(**arrays, **options)
     results: Arrays = {"normalized": result} if isinstance(result, np.ndarray) else result._asdict()
     write_file(output, target, force, lambda stream: np.savez(stream, **results))
     return results
 
 
 def _run_folder(folder: Path, output: Path, op: Operator, force: bool, options: dict[str, Any]) -> Arrays:
-    with ExitStack() as inputs, _or_refuse():
-        _check_output_folder(output, op, force)
-        files = {name: inputs.enter_context(_open_npy(folder / f"{name}.npy")) for name in _npy_names(folder, op)}
+    results = outputs(op, options.get("addend", False))
+    with ExitStack() as opened, _or_refuse():
+        _check_output_folder(output, results, force)
+        names = _npy_names(folder, op, options)
+        files = {name: opened.enter_context(_open_npy(folder / f"{name}.npy")) for name in names}
         outofcore.check(op, files, **options)
-        with new_files(output, OUTPUTS[op], force) as streams, progress_bar() as progress:
+        with new_files(output, results, force) as streams, progress_bar() as progress:
             task = progress.add_task(op, total=outofcore.steps(op, files))
             return outofcore.compute(op, files, streams, lambda: progress.advance(task), **options)
 
 
-def _check_output_folder(output: Path, op: Operator, force: bool) -> None:
-    """Refuse a folder for the results of an operator as :func:`check_output` refuses a file."""
+def _check_output_folder(output: Path, results: Iterable[str], force: bool) -> None:
+    """Refuse a folder for results as :func:`check_output` refuses a file."""
     action = f"write {output}"
     with or_fail_to(action):
         if output.is_dir():
-            for name in OUTPUTS[op]:
+            for name in results:
                 check_output(output / f"{name}.npy", force)
         elif os.path.lexists(output):
             raise Failure(f"cannot {action}: it is not a folder")
@@ -96,7 +114,7 @@ def _check_output_folder(output: Path, op: Operator, force: bool) -> None:
             raise Failure(f"cannot {action}: there is no folder {output.parent}")
 
 
-def _read(path: Path, op: Operator) -> Arrays:
+def _read(path: Path, op: Operator, options: dict[str, Any]) -> Arrays:
     """The arrays of an .npz file, which must be those that the operator takes."""
     with or_fail_to(f"read {path}"), path.open("rb") as stream:
         try:
@@ -107,30 +125,37 @@ def _read(path: Path, op: Operator) -> Arrays:
             raise Failure(f"cannot read {path}: not an .npz file, or a damaged one") from error
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise Failure(f"cannot read {path}: not an .npz file but a single array (.npy); numpy.savez names arrays")
-        _check_names(path, op, archive.files)
-        return {name: _read_array(path, archive, name) for name in archive.files}
+        return {name: _read_array(path, archive, name) for name in _taken(path, op, archive.files, options)}
 
 
-def _check_names(path: Path, op: Operator, names: list[str]) -> None:
-    known = INPUTS[op]
-    takes = f"{op} takes {', '.join(known)}"
+def _taken(path: Path, op: Operator, names: list[str], options: dict[str, Any]) -> list[str]:
+    """Those of some arrays that the operator takes; all must be known, and none that it needs may be missing.
+
+    What only the forward operator takes, or what it has returned, may lie among the arrays of its gradient.
+    """
+    activation, has_addend = options["activation"], is_backprop(op) and (options["addend"] or "addend" in names)
+    known, may_be_left_out = inputs(op, activation), optional(op, activation, has_addend)
+    case = f" with an activation{' and an addend' * has_addend}" if activation else ""
+    takes = f"{op}{case} takes {', '.join(known)}"
     for name in names:
-        if name not in known:
+        if name not in known and not (is_backprop(op) and name in ("addend", "normalized")):
             close = difflib.get_close_matches(name, known, n=1)
             hint = f" (is it {close[0]}?)" if close else ""
             raise Failure(f"{path}: unknown array {name!r}{hint}; {takes}")
-    missing = [name for name in known if name not in names and name not in OPTIONAL]
+    missing = [name for name in known if name not in names and name not in may_be_left_out]
     if missing:
-        raise Failure(f"{path}: missing {', '.join(missing)}; {takes} (gamma and beta may be left out)")
+        *most, last = may_be_left_out
+        raise Failure(f"{path}: missing {', '.join(missing)}; {takes} ({', '.join(most)} and {last} may be left out)")
+    return [name for name in names if name in known]
 
 
-def _npy_names(folder: Path, op: Operator) -> list[str]:
-    """The inputs that a folder has; results of an earlier run may lie beside them."""
+def _npy_names(folder: Path, op: Operator, options: dict[str, Any]) -> list[str]:
+    """The inputs that a folder has; results of earlier runs may lie beside them."""
+    results = {name for each in Operator for name in outputs(each, is_backprop(each))}
     with or_fail_to(f"read {folder}"):
         names = sorted(path.stem for path in folder.iterdir() if path.suffix == ".npy")
-    names = [name for name in names if name not in OUTPUTS[op]]
-    _check_names(folder, op, names)
-    return names
+    names = [name for name in names if name not in results or name in inputs(op, options["activation"])]
+    return _taken(folder, op, names, options)
 
 
 @contextmanager

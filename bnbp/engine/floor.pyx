@@ -1,8 +1,9 @@
 """The floor: loops that read and write the bytes that an operator must, and do next to nothing with them.
 
 `copy2` reads two arrays and writes one, as the gradient operators do, `copy1` reads one and writes one, as the forward
-operators do; `read2` and `read1` only read, as a pass that computes sums does. `bnbp bench` times them on the arrays of
-the operator, with its number of threads, and gives the operator's time as a multiple of theirs.
+operators do, and `copy3` reads three and writes two, as the gradient operators do where there is an addend; `read2` and
+`read1` only read, as a pass that computes sums does. `bnbp bench` times them on the arrays of the operator, with its
+number of threads, and gives the operator's time as a multiple of theirs.
 
 Each thread takes a contiguous share. A word is 8 bytes of a tensor of any type: integers are added as fast as they are
 read, in lanes and in any order, and the time is that of the memory. Like the kernels this is compiled once for each
@@ -28,6 +29,32 @@ cdef enum:
 
 cdef inline void look_ahead(const word* a) noexcept nogil:
     prefetch(<const char*> a + AHEAD, BLOCK * sizeof(word))
+
+
+cdef void copy3_share(const word* a, const word* b, const word* c, word* out, word* second, Py_ssize_t n,
+                      bint streaming) noexcept nogil:
+    # Where the two results are not alike in their place in a cache line, lines of the second are written in two parts.
+    cdef word[128] block, other
+    cdef Py_ssize_t i = 0, k
+    if streaming:
+        while i < n and <uintptr_t> (out + i) % LINE:
+            second[i] = b[i] + c[i]
+            out[i] = a[i] + b[i]
+            i += 1
+        while i + BLOCK <= n:
+            look_ahead(a + i)
+            look_ahead(b + i)
+            look_ahead(c + i)
+            for k in range(128):
+                block[k] = a[i + k] + b[i + k]
+                other[k] = b[i + k] + c[i + k]
+            stream(out + i, block, BLOCK * sizeof(word))
+            stream(second + i, other, BLOCK * sizeof(word))
+            i += BLOCK
+        stream_fence()
+    for k in range(i, n):
+        second[k] = b[k] + c[k]
+        out[k] = a[k] + b[k]
 
 
 cdef void copy2_share(const word* a, const word* b, word* out, Py_ssize_t n, bint streaming) noexcept nogil:
@@ -95,6 +122,23 @@ cdef inline Py_ssize_t first_of(int thread, int num_threads, Py_ssize_t n) noexc
     """Where a thread's share begins: a whole number of blocks from the start."""
     cdef Py_ssize_t blocks = (n + BLOCK - 1) // BLOCK
     return min(n, blocks * thread // num_threads * BLOCK)
+
+
+def copy3(const word[::1] a, const word[::1] b, const word[::1] c, word[::1] out, word[::1] second, int num_threads,
+          bint streaming=True):
+    """Write a + b to `out` and b + c to `second`: five arrays of words, of the same length."""
+    cdef Py_ssize_t n = common_length(num_threads, a.shape[0], b.shape[0], c.shape[0]), start, stop
+    common_length(num_threads, n, out.shape[0], second.shape[0])
+    cdef const word* pa = &a[0]
+    cdef const word* pb = &b[0]
+    cdef const word* pc = &c[0]
+    cdef word* to = &out[0]
+    cdef word* also_to = &second[0]
+    cdef int thread
+    for thread in prange(num_threads, num_threads=num_threads, schedule="static", nogil=True,
+                         use_threads_if=num_threads > 1):
+        start, stop = first_of(thread, num_threads, n), first_of(thread + 1, num_threads, n)
+        copy3_share(pa + start, pb + start, pc + start, to + start, also_to + start, stop - start, streaming)
 
 
 def copy2(const word[::1] a, const word[::1] b, word[::1] out, int num_threads, bint streaming=True):

@@ -15,11 +15,12 @@ import numpy as np
 
 import bnbp
 
-from ..operators import OUTPUTS, Operator
-from .candidates import EPSILON, FLOOR, READ, Call, Candidate, floor, own
+from ..operators import TENSORS, Operator, is_backprop, outputs
+from .candidates import FLOOR, READ, Call, Candidate, floor, own
 from .machine import cache_sizes, cpu_model, cpus, openmp_runtimes
 from .peers import PEERS, Peer
 from .points import (
+    EPSILON,
     LAYOUTS,
     SETS,
     Array,
@@ -28,6 +29,7 @@ from .points import (
     Shape,
     channels_last,
     make_batch,
+    with_activation,
 )
 
 #: The largest error of an output, as a share of its largest value, of an answer that is taken for right; by the type of
@@ -56,6 +58,8 @@ class Settings:
     peers: Sequence[str] = ()
     dtype: str = "float32"
     rounds: int = 10
+    activation: str | None = None
+    addend: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ class Benchmark:
         self.peers: list[Peer] = []
         self.absent: dict[str, str] = {}  #: why a peer takes no part
         for name in settings.peers:
-            if importlib.util.find_spec(name) is None:
+            if importlib.util.find_spec(name.partition(".")[0]) is None:  # a peer has the name of its package
                 self.absent[name] = "not installed"
                 continue
             try:
@@ -123,13 +127,13 @@ class Benchmark:
                 self.absent[name] = _first_line(error)
         # The points come in an order in which neighbours share these.
         self._batches: tuple[Shape, dict[str, Batch]] | None = None
-        self._expected: tuple[tuple[Shape, str], list[Array]] | None = None
+        self._expected: dict[tuple[Shape, str, str | None], list[Array]] = {}
 
     def points(self) -> list[Point]:
         """Everything that the settings ask for."""
         chosen = self.settings
         return [
-            Point(name, shape, times, operator, layout, threads)
+            Point(name, shape, times, operator, layout, threads, chosen.activation, chosen.addend)
             for name in chosen.sets
             for shape, times in SETS[name].items()
             for operator in chosen.operators
@@ -142,8 +146,7 @@ class Benchmark:
         row = Row(point, point.second_read(self.settings.dtype))
         batch = self._batch(point)
         out = self._results(point, batch)
-        tensor = out[0]
-        candidates = [*floor(point, batch, tensor), *own(point, batch, out)]
+        candidates = [*floor(point, batch, out), *own(point, batch, out)]
         for peer in self.peers:
             reason = peer.cannot(point, self.settings.dtype)
             if reason is None:
@@ -173,8 +176,11 @@ class Benchmark:
 
     def _batch(self, point: Point) -> Batch:
         if self._batches is None or self._batches[0] != point.shape:
-            self._batches = self._expected = None  # before there is more
-            self._batches = (point.shape, {"nchw": make_batch(point.shape, self.settings.dtype)})
+            self._batches, self._expected = None, {}  # before there is more
+            batch = make_batch(point.shape, self.settings.dtype)
+            if point.activation:
+                batch = with_activation(batch, point.activation, point.addend)
+            self._batches = (point.shape, {"nchw": batch})
         batches = self._batches[1]
         if point.layout not in batches:
             batches[point.layout] = channels_last(batches["nchw"])
@@ -182,8 +188,7 @@ class Benchmark:
 
     def _results(self, point: Point, batch: Batch) -> tuple[Array, ...]:
         """Arrays for the results, whose memory has been touched."""
-        names = OUTPUTS[point.operator]
-        return tuple(np.full_like(batch.input if i == 0 else batch.gamma, np.nan) for i in range(len(names)))
+        return tuple(np.full_like(batch.input if name in TENSORS else batch.gamma, np.nan) for name in _outputs(point))
 
     def _check(self, candidate: Candidate, point: Point, row: Row) -> None:
         """Compare a candidate's results with those of the reference."""
@@ -192,9 +197,11 @@ class Benchmark:
             return
         worst = 0.0
         batch = self._batch(point)
-        for name, result, right in zip(
-            OUTPUTS[point.operator], candidate.outputs(results), self._right_answer(point), strict=False
-        ):
+        point = point.plain if candidate.plain else point
+        names, got_all = _outputs(point), list(candidate.outputs(results))
+        if len(got_all) < len(names):
+            raise WrongAnswer(f"wrong answer: there is no {names[len(got_all)]}")
+        for name, result, right in zip(names, got_all, self._right_answer(point), strict=False):
             got = np.moveaxis(result, point.channel_axis, 1) if right.ndim > 1 and result.ndim == right.ndim else result
             if got.shape != right.shape:
                 raise WrongAnswer(f"wrong answer: {name} has the shape {got.shape}, not {right.shape}")
@@ -207,13 +214,13 @@ class Benchmark:
 
     def _right_answer(self, point: Point) -> list[Array]:
         """The reference's results, in float64 and with the channels on axis 1, whatever the layout."""
-        key = (point.shape, point.operator)
-        if self._expected is None or self._expected[0] != key:
-            self._expected = None
+        key = (point.shape, point.operator, point.activation)
+        if key not in self._expected:
+            # Of another operator they are no longer needed.
+            self._expected = {other: value for other, value in self._expected.items() if other[:2] == key[:2]}
             assert self._batches is not None
-            batch = self._batches[1]["nchw"].inputs(point.operator)
-            self._expected = (key, list(right_answer(point.operator, batch)))
-        return self._expected[1]
+            self._expected[key] = list(right_answer(point, self._batches[1]["nchw"]))
+        return self._expected[key]
 
     def environment(self) -> dict[str, Any]:
         """What it runs on: for those who read the numbers elsewhere."""
@@ -234,15 +241,27 @@ class Benchmark:
         }
 
 
-def right_answer(operator: str, batch: tuple[Array, ...]) -> tuple[Array, ...]:
-    """The reference's results, some channels at a time: its float64 intermediates take much memory."""
-    function = getattr(bnbp.reference, f"batch_norm_{operator}")
-    x = batch[0]
+def _outputs(point: Point) -> tuple[str, ...]:
+    return outputs(point.operator, point.addend and is_backprop(point.operator))
+
+
+def right_answer(point: Point, batch: Batch) -> tuple[Array, ...]:
+    """The reference's results, some channels at a time: its float64 intermediates take much memory.
+
+    It is given the mask of an activation's gradient, by way of ``normalized``: in float64 a number next to 0 may be on
+    its other side.
+    """
+    function = getattr(bnbp.reference, f"batch_norm_{point.operator}")
+    x = batch.input
     step = max(1, 2**21 * x.shape[1] // max(x.size, 1))
     parts = []
     for start in range(0, x.shape[1], step):
         some = slice(start, start + step)
-        results = function(*(a[:, some] if a.ndim > 1 else a[some] for a in batch), EPSILON)
+        part = Batch._make(a if a is None else a[:, some] if a.ndim > 1 else a[some] for a in batch)
+        options = point.options(part)
+        if point.activation and is_backprop(point.operator):
+            options["normalized"] = part.normalized
+        results = function(*part.inputs(point.operator), EPSILON, **options)
         parts.append(results if isinstance(results, tuple) else (results,))
     return tuple(np.concatenate(arrays, axis=min(arrays[0].ndim - 1, 1)) for arrays in zip(*parts, strict=True))
 

@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .candidates import EPSILON, Call, Candidate
+from ..operators import is_backprop
+from .candidates import Candidate
 from .machine import cpus
-from .points import Array, Batch, Point
+from .points import EPSILON, Array, Batch, Point
 
 Formulas = Callable[..., tuple[Any, ...]]
 
@@ -36,8 +37,12 @@ class Peer:
         raise NotImplementedError
 
 
-def formulas(xp: Any, operator: str, rank: int, channel_axis: int) -> Formulas:
-    """The operator written out, for an array library with NumPy's functions: in the type of the parameters."""
+def formulas(xp: Any, point: Point) -> Formulas:
+    """The operator written out, for an array library with NumPy's functions: in the type of the parameters.
+
+    The addend, or the result of the forward operator, comes after the operator's other inputs.
+    """
+    operator, rank, channel_axis = point.operator, len(point.shape), point.channel_axis
     others = tuple(axis for axis in range(rank) if axis != channel_axis % rank)
 
     def along(vector: Any) -> Any:
@@ -63,13 +68,31 @@ def formulas(xp: Any, operator: str, rank: int, channel_axis: int) -> Formulas:
 
     functions: dict[str, Formulas] = {"training": training, "inference": inference}
     function: Formulas = functions.get(operator, backprop)
+    most = 6 if point.activation == "relu6" else math.inf
+
+    def activated(*inputs: Any) -> tuple[Any, ...]:
+        *own, addend = inputs if point.addend else (*inputs, 0)
+        first, *rest = function(*own)
+        return xp.clip(first + addend, 0, most), *rest
+
+    def masked(*inputs: Any) -> tuple[Any, ...]:
+        *own, dy, y = inputs
+        dy = xp.where((y > 0) & (y < most), dy, xp.zeros_like(dy))
+        return *function(*own, dy), *((dy,) if point.addend else ())
 
     def rounded(*inputs: Any) -> tuple[Any, ...]:
         tensor, parameter = inputs[0].dtype, inputs[1].dtype
-        first, *rest = function(*(xp.asarray(a, parameter) for a in inputs))
-        return xp.asarray(first, tensor), *rest
+        whole = (masked if is_backprop(operator) else activated) if point.activation else function
+        results = whole(*(xp.asarray(a, parameter) for a in inputs))
+        return tuple(xp.asarray(a, tensor if a.ndim > 1 else parameter) for a in results)
 
     return rounded
+
+
+def inputs_of(point: Point, batch: Batch) -> tuple[Array, ...]:
+    """The operator's inputs, and where it has an activation what an implementation takes that keeps its result."""
+    more = batch.normalized if is_backprop(point.operator) else batch.addend
+    return (*batch.inputs(point.operator), *(() if more is None else (more,)))
 
 
 class NumPy(Peer):
@@ -82,12 +105,15 @@ class NumPy(Peer):
 
     def candidate(self, point: Point, batch: Batch) -> Candidate:
         """On our arrays."""
-        function = formulas(np, point.operator, len(point.shape), point.channel_axis)
-        return Candidate(self.name, partial(function, *batch.inputs(point.operator)), tuple, self.name)
+        return Candidate(self.name, partial(formulas(np, point), *inputs_of(point, batch)), tuple, self.name)
 
 
 class Torch(Peer):
-    """The functions below ``torch.nn.BatchNorm2d`` and its gradient; channels-last is PyTorch's memory format."""
+    """The functions below ``torch.nn.BatchNorm2d`` and its gradient; channels-last is PyTorch's memory format.
+
+    With an activation it is the functions below that of ``torch.nn`` as well, one after the other as autograd calls
+    them, and in place as torchvision's networks have them.
+    """
 
     name = "torch"
 
@@ -97,34 +123,87 @@ class Torch(Peer):
 
     def candidate(self, point: Point, batch: Batch) -> Candidate:
         """On tensors that share the memory of our arrays."""
-        torch, aten = self.torch, self.torch.ops.aten
+        torch = self.torch
         torch.set_num_threads(point.threads)
 
-        def tensor(a: Array) -> Any:  # by way of integers: NumPy's bfloat16 is none of PyTorch's
+        def tensor(a: Array | None) -> Any:  # by way of integers: NumPy's bfloat16 is none of PyTorch's
+            if a is None:
+                return None
             shared = torch.from_numpy(a.view(f"i{a.itemsize}")).view(getattr(torch, a.dtype.name))
             return shared if a.ndim == 1 else shared.moveaxis(point.channel_axis, 1)
 
-        x, gamma, beta, mean, variance, dy = map(tensor, batch)
-        call: Call
-        match point.operator:
-            case "training":
-                call = partial(aten.native_batch_norm, x, gamma, beta, None, None, True, 0.1, EPSILON)
-            case "inference":
-                call = partial(aten.native_batch_norm, x, gamma, beta, mean, variance, False, 0.1, EPSILON)
-            case "training_backprop":  # what it keeps of the variance is 1 / sqrt(variance + epsilon)
-                kept = (None, None, mean, (variance + EPSILON).rsqrt(), True)
-                call = partial(aten.native_batch_norm_backward, dy, x, gamma, *kept, EPSILON, [True] * 3)
-            case _:
-                given = (mean, variance, None, None, False)
-                call = partial(aten.native_batch_norm_backward, dy, x, gamma, *given, EPSILON, [True] * 3)
+        x, gamma, beta, mean, variance, dy, addend, y = map(tensor, batch)
+        function: Callable[..., Any]
+        statistics: tuple[Any, ...]
+        arguments: tuple[Any, ...]
+        if is_backprop(point.operator):
+            # What it keeps of the variance is 1 / sqrt(variance + epsilon).
+            kept = (None, None, mean, (variance + EPSILON).rsqrt())
+            statistics = kept if point.reduces else (mean, variance, None, None)
+            arguments = (dy, x, gamma, *statistics, point.reduces, EPSILON, [True] * 3)
+            function, more = self.torch.ops.aten.native_batch_norm_backward, (y,)
+        else:
+            statistics = (None, None) if point.reduces else (mean, variance)
+            arguments = (x, gamma, beta, *statistics, point.reduces, 0.1, EPSILON)
+            function, more = self.torch.ops.aten.native_batch_norm, (addend,)
+        if point.activation:
+            function, arguments = self.fused(function, point), (*more, *arguments)
+        call = partial(self.made(function), *arguments)
 
         def outputs(results: Any) -> Iterator[Array]:
-            first, second, third = results
-            yield np.moveaxis(first.to(gamma.dtype).numpy(), 1, point.channel_axis)
-            yield second.numpy()
-            yield (third.double() ** -2 - EPSILON).numpy() if point.operator == "training" else third.numpy()
+            for result in results:
+                if result.ndim > 1:
+                    yield np.moveaxis(result.to(gamma.dtype).numpy(), 1, point.channel_axis)
+                elif point.operator == "training" and result is results[2]:
+                    yield (result.double() ** -2 - EPSILON).numpy()
+                else:
+                    yield result.numpy()
 
-        return Candidate(self.name, call, outputs, self.name)
+        return Candidate(self.name, call, outputs, "torch")
+
+    def fused(self, batch_norm: Callable[..., Any], point: Point) -> Callable[..., Any]:
+        """Batch norm, addition and activation; or the gradient of the activation, then that of the batch norm."""
+        aten, is_relu, has_addend = self.torch.ops.aten, point.activation == "relu", point.addend
+
+        def forward(addend: Any, *arguments: Any) -> Any:
+            y, *statistics = batch_norm(*arguments)
+            if has_addend:
+                y = aten.add_(y, addend)
+            return aten.relu_(y) if is_relu else aten.hardtanh_(y, 0, 6), *statistics
+
+        def backward(y: Any, dy: Any, *arguments: Any) -> Any:
+            masked = aten.threshold_backward(dy, y, 0) if is_relu else aten.hardtanh_backward(dy, y, 0, 6)
+            results = batch_norm(masked, *arguments)
+            return (*results, masked) if has_addend else results
+
+        return backward if is_backprop(point.operator) else forward
+
+    def made(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """What is called of it."""
+        return function
+
+
+class Compiled(Torch):
+    """The same functions, made one by ``torch.compile``."""
+
+    name = "torch.compile"
+
+    def __init__(self, threads: int, dtype: str) -> None:
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # or processes of its own would stay beside us
+        super().__init__(threads, dtype)
+
+    def made(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function that is compiled at its first call, for the shapes and the number of threads of that call."""
+        self.torch.compiler.reset()  # it keeps only some versions of a function; the earlier ones have had their turn
+        compiled = self.torch.compile(lambda *arguments: function(*arguments), dynamic=False, fullgraph=True)
+
+        def call(*arguments: Any) -> Any:
+            try:
+                return compiled(*arguments)
+            except Exception as error:  # its own words come after a line that says where it failed
+                raise RuntimeError(str(getattr(error, "inner_exception", error))) from error
+
+        return call
 
 
 class TensorFlow(Peer):
@@ -141,7 +220,9 @@ class TensorFlow(Peer):
         self.version = self.tf.__version__
 
     def cannot(self, point: Point, dtype: str) -> str | None:
-        """It has no float64, and one number of threads."""
+        """It has no float64, one number of threads, and on CPUs no activation in its operators."""
+        if point.activation:
+            return "its operators have no activation"
         if dtype == "float64":
             return "its operators have no float64"
         if point.threads != self.threads:
@@ -156,7 +237,9 @@ class TensorFlow(Peer):
         middle = (math.prod(rest[:-1]), rest[-1])
         last = point.layout == "nhwc" or len(point.shape) == 2  # of two axes it is both, and this is faster
         shape = (n, *middle, c) if last else (n, c, *middle)
-        x, gamma, beta, mean, variance, dy = (tf.constant(a.reshape(shape) if a.ndim > 1 else a) for a in batch)
+        x, gamma, beta, mean, variance, dy = (
+            tf.constant(a.reshape(shape) if a.ndim > 1 else a) for a in batch if a is not None
+        )
         none = tf.zeros([0])
         options = {
             "x": x,
@@ -208,8 +291,8 @@ class Jax(Peer):
     def candidate(self, point: Point, batch: Batch) -> Candidate:
         """On arrays of its own."""
         jax = self.jax
-        function = jax.jit(formulas(jax.numpy, point.operator, len(point.shape), point.channel_axis))
-        inputs = [jax.numpy.asarray(a) for a in batch.inputs(point.operator)]
+        function = jax.jit(formulas(jax.numpy, point))
+        inputs = [jax.numpy.asarray(a) for a in inputs_of(point, batch)]
 
         def call() -> Any:
             return jax.block_until_ready(function(*inputs))
@@ -217,7 +300,7 @@ class Jax(Peer):
         return Candidate(self.name, call, lambda results: map(np.asarray, results), self.name)
 
 
-PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Torch, TensorFlow, Jax, NumPy)}
+PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Torch, Compiled, TensorFlow, Jax, NumPy)}
 
 
 @contextmanager

@@ -4,20 +4,22 @@ import statistics
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, BinaryIO
 
-from .candidates import BNBP, FLOOR, FRESH
+from .candidates import BNBP, FLOOR, FRESH, PLAIN
 from .measure import Row
 from .points import label, threads_of
 
 COLOURS = {
     BNBP: "tab:blue",
     FRESH: "tab:cyan",
+    PLAIN: "tab:green",
     "torch": "tab:red",
+    "torch.compile": "tab:pink",
     "tensorflow": "tab:orange",
     "jax": "tab:purple",
     "numpy": "tab:gray",
 }
 COLOURS_OF_LINES = {**COLOURS, FLOOR: "black"}
-NAMES = {BNBP: "bnbp, out=", FLOOR: "floor: a copy"}
+NAMES = {BNBP: "bnbp, out=", PLAIN: "bnbp without activation, out=", FLOOR: "floor: a copy"}
 
 LAYOUT_NAMES = {"nchw": "channels first", "nhwc": "channels last"}
 

@@ -2,13 +2,15 @@
 
 import importlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..operators import INPUTS
+import bnbp
+
+from ..operators import INPUTS, is_backprop
 from .machine import cache_limit
 
 Array = NDArray[Any]
@@ -65,6 +67,8 @@ SETS: dict[str, dict[Shape, int]] = {
 
 LAYOUTS = ("nchw", "nhwc")
 
+EPSILON = 1e-5
+
 
 def tensor_type(dtype: str) -> np.dtype[Any]:
     """NumPy's type of that name; bfloat16 is that of ml_dtypes, which is imported for it alone.
@@ -86,10 +90,12 @@ class Batch(NamedTuple):
     mean: Array
     variance: Array
     normalized_delta: Array
+    addend: Array | None = None
+    normalized: Array | None = None  #: what the forward operator makes of them with an activation
 
     def inputs(self, operator: str) -> tuple[Array, ...]:
-        """Those that an operator takes."""
-        return self[: len(INPUTS[operator])]
+        """Those that an operator takes, without those that are for its options."""
+        return tuple(getattr(self, name) for name in INPUTS[operator])
 
 
 def make_batch(shape: Shape, dtype: str) -> Batch:
@@ -115,12 +121,31 @@ def make_batch(shape: Shape, dtype: str) -> Batch:
     x, dy = x.astype(narrow, copy=False), dy.astype(narrow, copy=False)
     mean, variance = x.mean(others, dtype=np.float64), x.var(others, dtype=np.float64)
     gamma, beta = rng.uniform(0.5, 1.5, channels), rng.uniform(-1, 1, channels)
-    return Batch._make([x, *(vector.astype(wide) for vector in (gamma, beta, mean, variance)), dy])
+    return Batch._make([x, *(vector.astype(wide) for vector in (gamma, beta, mean, variance)), dy, None, None])
+
+
+def with_activation(batch: Batch, activation: str, addend: bool) -> Batch:
+    """The same batch with what an activation needs.
+
+    `gamma` is larger: then the activation is flat for a good part of the elements, that beyond 6 as well. `normalized`
+    is made by bnbp. The activation's gradient jumps where it is flat, and whether that is so must not depend on how the
+    forward operator rounds.
+    """
+    batch = batch._replace(gamma=batch.gamma * 4)
+    if addend:
+        rng, kind = np.random.default_rng(1), batch.gamma.dtype
+        added = rng.standard_normal(batch.input.shape, np.float64 if kind == np.float64 else np.float32)
+        batch = batch._replace(addend=added.astype(batch.input.dtype, copy=False))
+    options: dict[str, Any] = {"activation": activation, "addend": batch.addend}
+    normalized = bnbp.batch_norm_inference(*batch[:5], EPSILON, **options)
+    return batch._replace(normalized=normalized)
 
 
 def channels_last(batch: Batch) -> Batch:
     """The same batch in the order N, ..., C."""
-    return Batch._make(np.ascontiguousarray(np.moveaxis(a, 1, -1)) if a.ndim > 1 else a for a in batch)
+    return Batch._make(
+        np.ascontiguousarray(np.moveaxis(a, 1, -1)) if a is not None and a.ndim > 1 else a for a in batch
+    )
 
 
 @dataclass(frozen=True)
@@ -133,6 +158,8 @@ class Point:
     operator: str
     layout: str  #: of the arrays; of two axes there is only one
     threads: int
+    activation: str | None = None
+    addend: bool = False  #: whether something is added before the activation, or that gradient asked for
 
     def __str__(self) -> str:
         return f"{title(self)}, {label(self.shape)}"
@@ -158,9 +185,33 @@ class Point:
         return self.operator.startswith("training")
 
     @property
-    def num_tensors_read(self) -> int:
-        """The input, and in the gradient operators ``normalized_delta``."""
-        return 2 if self.operator.endswith("backprop") else 1
+    def plain(self) -> "Point":
+        """The same without the activation."""
+        return replace(self, activation=None, addend=False)
+
+    @property
+    def tensors_reduced(self) -> tuple[str, ...]:
+        """The tensors that are read for the sums, and must be read again.
+
+        In the gradient with an addend, what the mask has left of ``normalized_delta`` is a result. So the mask need not
+        be read again.
+        """
+        return ("input", "normalized_delta") if is_backprop(self.operator) else ("input",)
+
+    @property
+    def tensors_read(self) -> tuple[str, ...]:
+        """All the tensors that the operator reads; without an addend it can compute the mask itself."""
+        more = ("normalized",) if is_backprop(self.operator) else ("addend",)
+        return (*self.tensors_reduced, *(more if self.addend else ()))
+
+    def options(self, batch: Batch) -> dict[str, Any]:
+        """What the operator takes for an activation and an addend."""
+        options: dict[str, Any] = {"activation": self.activation} if self.activation else {}
+        if self.addend and is_backprop(self.operator):
+            options |= {"addend": True, "normalized": batch.normalized}
+        elif self.addend:
+            options |= {"addend": batch.addend}
+        return options
 
     def second_read(self, dtype: str) -> bool:
         """Whether no cache can keep what the first pass has read until the second needs it.
@@ -170,12 +221,17 @@ class Point:
         """
         apart = self.layout == "nchw" and len(self.shape) > 2
         elements = self.size // (self.shape[1] if apart else 1)
-        return self.reduces and elements * self.num_tensors_read * tensor_type(dtype).itemsize > cache_limit()
+        return self.reduces and elements * len(self.tensors_reduced) * tensor_type(dtype).itemsize > cache_limit()
 
 
 def title(point: Point) -> str:
     """What a table is about."""
-    return f"{point.operator}, {point.layout}, {threads_of(point)}"
+    return f"{point.operator}{fused_with(point.activation, point.addend)}, {point.layout}, {threads_of(point)}"
+
+
+def fused_with(activation: str | None, addend: bool) -> str:
+    """What is a part of the operator besides the batch norm, in words; nothing if there is nothing."""
+    return f" with {activation}{' and addend' * addend}" if activation else ""
 
 
 def threads_of(point: Point) -> str:

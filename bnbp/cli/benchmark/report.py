@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, BinaryIO
 
-from .candidates import BNBP, OWN
+from .candidates import BNBP, FRESH, PLAIN
 from .measure import Row, Seconds, Settings
 from .peers import PEERS
 from .points import Point, label
@@ -77,8 +77,10 @@ def remarks(rows: Sequence[Row]) -> Iterator[str]:
         least, middle = sums[BNBP].over(total_bound(rows))
         yield f"total / floors that apply: {least:.2f} {middle:.2f}"
         for name in (name for name in PEERS if name in sums):
-            times, fresh = (sums[name].over(sums[own])[1] for own in OWN)
+            times, fresh = (sums[name].over(sums[own])[1] for own in (BNBP, FRESH))
             yield f"total of {name} / bnbp: {times:.2f}, with fresh results {fresh:.2f}"
+        if PLAIN in sums:
+            yield "total / without the activation: {:.2f} {:.2f}".format(*sums[BNBP].over(sums[PLAIN]))
     where: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         for missing in row.notes.items():
