@@ -17,6 +17,7 @@ from . import reference
 from ._config import __version__, get_include, set_pool_limit, show_config
 from ._results import (
     BatchNormStatistics,
+    BatchNormTrainingBackpropAddendResult,
     BatchNormTrainingBackpropResult,
     BatchNormTrainingBackpropSums,
     BatchNormTrainingResult,
@@ -34,6 +35,7 @@ from .ops import (
 
 __all__ = [
     "BatchNormStatistics",
+    "BatchNormTrainingBackpropAddendResult",
     "BatchNormTrainingBackpropResult",
     "BatchNormTrainingBackpropSums",
     "BatchNormTrainingResult",

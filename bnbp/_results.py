@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "BatchNormStatistics",
+    "BatchNormTrainingBackpropAddendResult",
     "BatchNormTrainingBackpropResult",
     "BatchNormTrainingBackpropSums",
     "BatchNormTrainingResult",
@@ -33,6 +34,19 @@ class BatchNormTrainingBackpropResult(NamedTuple):
     gamma_delta: NDArray[np.floating[Any]]
     #: Gradient with respect to ``beta``, shape (C,).
     beta_delta: NDArray[np.floating[Any]]
+
+
+class BatchNormTrainingBackpropAddendResult(NamedTuple):
+    """What :func:`bnbp.batch_norm_training_backprop` returns with ``addend=True``; ``None`` as there."""
+
+    #: Gradient with respect to ``input``; its shape and type.
+    input_delta: NDArray[np.floating[Any]]
+    #: Gradient with respect to ``gamma``, shape (C,).
+    gamma_delta: NDArray[np.floating[Any]]
+    #: Gradient with respect to ``beta``, shape (C,).
+    beta_delta: NDArray[np.floating[Any]]
+    #: Gradient with respect to ``addend``; shape and type of ``input``.
+    addend_delta: NDArray[np.floating[Any]]
 
 
 class BatchNormStatistics(NamedTuple):
