@@ -10,6 +10,11 @@ cdef extern from "bnbp/kernels.h" nogil:
         BNBP_F16
         BNBP_BF16
 
+    ctypedef enum bnbp_activation:
+        BNBP_IDENTITY
+        BNBP_RELU
+        BNBP_RELU6
+
     ctypedef enum bnbp_status:
         BNBP_OK
         BNBP_NO_MEMORY
@@ -26,7 +31,10 @@ cdef extern from "bnbp/kernels.h" nogil:
         const Py_ssize_t *lengths
         const Py_ssize_t *input_strides
         const Py_ssize_t *normalized_delta_strides
+        const Py_ssize_t *third_strides
         const Py_ssize_t *output_strides
+        const Py_ssize_t *addend_delta_strides
+        bnbp_activation activation
         double epsilon
         double count
         int num_threads
@@ -36,12 +44,15 @@ cdef extern from "bnbp/kernels.h" nogil:
         const void *mean
         const void *variance
         const void *normalized_delta
+        const void *addend
+        const void *forward_output
         const void *delta_sum
         const void *delta_centered_sum
         void *normalized
         void *batch_mean
         void *batch_variance
         void *input_delta
+        void *addend_delta
         void *gamma_delta
         void *beta_delta
         void *statistics_mean

@@ -1,13 +1,14 @@
 """The operators: what each promises, and nothing else. The rules are in C++, the arithmetic in the kernels."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ._results import (
     BatchNormStatistics,
+    BatchNormTrainingBackpropAddendResult,
     BatchNormTrainingBackpropResult,
     BatchNormTrainingBackpropSums,
     BatchNormTrainingResult,
@@ -25,22 +26,28 @@ __all__ = [
 ]
 
 Array = NDArray[np.floating[Any]]
+Activation = Literal["relu", "relu6"]
+GradientResult = BatchNormTrainingBackpropResult | BatchNormTrainingBackpropAddendResult
+
+_gradients = BatchNormTrainingBackpropResult, BatchNormTrainingBackpropAddendResult
 
 _training = boundary.function_of("BatchNormTraining", BatchNormTrainingResult)
-_training_backprop = boundary.function_of("BatchNormTrainingBackprop", BatchNormTrainingBackpropResult)
+_training_backprop = boundary.function_of("BatchNormTrainingBackprop", *_gradients)
 _statistics = boundary.function_of("BatchNormTrainingStatistics", BatchNormStatistics)
 _reduce = boundary.function_of("BatchNormTrainingBackpropReduce", BatchNormTrainingBackpropSums)
-_apply = boundary.function_of("BatchNormTrainingBackpropApply", BatchNormTrainingBackpropResult)
+_apply = boundary.function_of("BatchNormTrainingBackpropApply", *_gradients)
 _inference = boundary.function_of("BatchNormInference", None)
-_inference_backprop = boundary.function_of("BatchNormInferenceBackprop", BatchNormTrainingBackpropResult)
+_inference_backprop = boundary.function_of("BatchNormInferenceBackprop", *_gradients)
 
 
 def batch_norm_training(
     input: ArrayLike,
-    gamma: ArrayLike | None,
-    beta: ArrayLike | None,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
     epsilon: float = 1e-5,
     *,
+    activation: Activation | None = None,
+    addend: ArrayLike | None = None,
     channel_axis: int = 1,
     out: Sequence[Array | None] | None = None,
     num_threads: int | None = None,
@@ -64,11 +71,16 @@ def batch_norm_training(
         which the first one given decides; without either it is that of `input`.
     epsilon : float, default 1e-5
         Added to the variance before the square root; finite and not negative.
+    activation : {None, "relu", "relu6"}, default None
+        What is applied to the result: nothing, :math:`\max(y, 0)` or :math:`\min(\max(y, 0), 6)`. NaN stays NaN. With
+        one, mean and variance are rounded to the parameters' type before they are used.
+    addend : array_like, shape and type of `input`, optional
+        A tensor that is added before the activation, in any memory layout.
     channel_axis : int, default 1
         The axis of the channels; negative values count from the end. -1 is channels-last.
     out : sequence of (ndarray or None), optional
         An array, or None, for each output, such as an earlier result; of its shape and type, in any memory layout.
-        ``out[0]`` may be `input` itself (in place); any other overlap is refused.
+        ``out[0]`` may be `input` or `addend` itself (in place); any other overlap is refused.
     num_threads : int, optional
         Upper limit of the number of threads. Left out: ``BNBP_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the
         CPUs that the process may use. The result does not depend on it.
@@ -86,7 +98,7 @@ def batch_norm_training(
         If an element type is not accepted, the types of two arguments do not match, or a tensor is not in the CPU's
         memory. The message names the argument.
     ValueError
-        If a shape, `epsilon`, `channel_axis`, `num_threads` or `out` is not acceptable.
+        If a shape, `epsilon`, `activation`, `channel_axis`, `num_threads` or `out` is not acceptable.
 
     Notes
     -----
@@ -110,7 +122,7 @@ def batch_norm_training(
     array([[-1. , -0.5],
            [ 0. ,  1.5]], dtype=float32)
     """
-    return _training(input, gamma, beta, epsilon, channel_axis, None, out, num_threads)
+    return _training(input, gamma, beta, addend, epsilon, channel_axis, activation, None, None, out, num_threads)
 
 
 def batch_norm_training_backprop(
@@ -122,11 +134,14 @@ def batch_norm_training_backprop(
     normalized_delta: ArrayLike,
     epsilon: float = 1e-5,
     *,
+    activation: Activation | None = None,
+    normalized: ArrayLike | None = None,
+    addend: bool = False,
     channel_axis: int = 1,
-    output_mask: Sequence[bool] = (True, True, True),
+    output_mask: Sequence[bool] | None = None,
     out: Sequence[Array | None] | None = None,
     num_threads: int | None = None,
-) -> BatchNormTrainingBackpropResult:
+) -> GradientResult:
     r"""Gradient of :func:`batch_norm_training`, through the batch's mean and variance as well.
 
     With :math:`\mathtt{inv\_std} = 1 / \sqrt{\mathtt{variance} + \epsilon}` and
@@ -156,14 +171,23 @@ def batch_norm_training_backprop(
     epsilon : float, default 1e-5
         As in the forward operator; finite and not negative. A channel with ``variance + epsilon`` = 0 follows IEEE
         arithmetic: its results are infinite or NaN, those of the other channels are not touched.
+    activation : {None, "relu", "relu6"}, default None
+        What the forward operator applied. `normalized_delta` is then taken for 0 where its output is not above 0 or,
+        for "relu6", not below 6. Where the output is NaN, the gradient passes.
+    normalized : array_like, shape and type of `input`, optional
+        The forward operator's output. Without it, that output is computed again from the other arguments, bit for bit,
+        which reads nothing more. With an activation and an addend, it must be given.
+    addend : bool, default False
+        Whether the forward operator had an addend. Its gradient, ``addend_delta``, is then the fourth output.
     channel_axis : int, default 1
         The axis of the channels; negative values count from the end. -1 is channels-last.
-    output_mask : sequence of three bool, default all True
-        Which outputs to compute. The others come back as None, and what they are given in `out` is left alone.
-        Without ``input_delta`` the tensors are read once and none is written.
+    output_mask : sequence of three bool, or with `addend` four, optional
+        Which outputs to compute; all, if left out. The others come back as None, and what they are given in `out` is
+        left alone. Without ``input_delta`` and ``addend_delta`` the tensors are read once and none is written.
     out : sequence of (ndarray or None), optional
         An array, or None, for each output, such as an earlier result; of its shape and type, in any memory layout.
-        ``out[0]`` may be `normalized_delta` itself (in place) or `input` itself; any other overlap is refused.
+        ``out[0]``, and ``out[3]`` too, may be one of the tensors that are read, itself (in place); any other overlap is
+        refused.
     num_threads : int, optional
         Upper limit of the number of threads. Left out: ``BNBP_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the
         CPUs that the process may use. The result does not depend on it.
@@ -172,8 +196,10 @@ def batch_norm_training_backprop(
     -------
     BatchNormTrainingBackpropResult
         Named tuple of ``input_delta`` (shape and type of `input`, and its order of axes in memory), ``gamma_delta`` and
-        ``beta_delta`` (shape (C,), the parameters' type). For an empty batch the sums are 0; with one element in a
-        channel, ``input_delta`` is exactly 0, because the output does not depend on it.
+        ``beta_delta`` (shape (C,), the parameters' type). With `addend` it is a
+        BatchNormTrainingBackpropAddendResult, which has ``addend_delta`` too, of shape and type of `input`. For an
+        empty batch the sums are 0; with one element in a channel, ``input_delta`` is exactly 0, because the output does
+        not depend on it.
 
     Raises
     ------
@@ -181,8 +207,8 @@ def batch_norm_training_backprop(
         If an element type is not accepted, the types of two arguments do not match, or a tensor is not in the CPU's
         memory. The message names the argument.
     ValueError
-        If a shape, `epsilon`, `channel_axis`, `output_mask`, `num_threads` or `out` is not acceptable. Every check
-        comes before the first write.
+        If a shape, `epsilon`, `activation`, `channel_axis`, `output_mask`, `num_threads` or `out` is not acceptable, or
+        `normalized` is missing. Every check comes before the first write.
 
     Notes
     -----
@@ -206,7 +232,8 @@ def batch_norm_training_backprop(
     array([ 0.625 , -0.4375, -0.5   ,  0.3125])
     """
     return _training_backprop(
-        input, gamma, beta, mean, variance, normalized_delta, epsilon, channel_axis, output_mask, out, num_threads
+        *(input, gamma, beta, mean, variance, normalized_delta, normalized, epsilon, channel_axis, activation, addend),
+        *(output_mask, out, num_threads),
     )
 
 
@@ -254,7 +281,7 @@ def batch_norm_training_statistics(
     >>> statistics.variance.round(3)
     array([4.667, 0.   ])
     """
-    return _statistics(input, 0.0, channel_axis, None, None, num_threads)
+    return _statistics(input, 0.0, channel_axis, None, None, None, None, num_threads)
 
 
 def batch_norm_training_backprop_reduce(
@@ -262,6 +289,13 @@ def batch_norm_training_backprop_reduce(
     mean: ArrayLike,
     normalized_delta: ArrayLike,
     *,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    variance: ArrayLike | None = None,
+    epsilon: float = 1e-5,
+    activation: Activation | None = None,
+    normalized: ArrayLike | None = None,
+    addend: bool = False,
     channel_axis: int = 1,
     num_threads: int | None = None,
 ) -> BatchNormTrainingBackpropSums:
@@ -310,7 +344,10 @@ def batch_norm_training_backprop_reduce(
     >>> bnbp.batch_norm_training_backprop_reduce(x, [3.0], dy)
     BatchNormTrainingBackpropSums(delta_sum=array([2.]), delta_centered_sum=array([1.]))
     """
-    return _reduce(input, mean, normalized_delta, 0.0, channel_axis, None, None, num_threads)
+    return _reduce(
+        *(input, mean, normalized_delta, gamma, beta, variance, normalized, epsilon, channel_axis, activation, addend),
+        *(None, None, num_threads),
+    )
 
 
 def batch_norm_training_backprop_apply(
@@ -325,11 +362,14 @@ def batch_norm_training_backprop_apply(
     count: int,
     epsilon: float = 1e-5,
     *,
+    activation: Activation | None = None,
+    normalized: ArrayLike | None = None,
+    addend: bool = False,
     channel_axis: int = 1,
-    output_mask: Sequence[bool] = (True, True, True),
+    output_mask: Sequence[bool] | None = None,
     out: Sequence[Array | None] | None = None,
     num_threads: int | None = None,
-) -> BatchNormTrainingBackpropResult:
+) -> GradientResult:
     r"""The second half of :func:`batch_norm_training_backprop`: the gradient of a part from the whole batch's sums.
 
     With :math:`m` = `count`, :math:`\mathtt{beta\_delta}` = `delta_sum` and :math:`\mathtt{gamma\_delta}` =
@@ -379,20 +419,8 @@ def batch_norm_training_backprop_apply(
     [-0.4375 -0.5     0.3125] [0.5]
     """
     return _apply(
-        input,
-        gamma,
-        beta,
-        mean,
-        variance,
-        normalized_delta,
-        delta_sum,
-        delta_centered_sum,
-        epsilon,
-        channel_axis,
-        output_mask,
-        out,
-        num_threads,
-        count,
+        *(input, gamma, beta, mean, variance, normalized_delta, delta_sum, delta_centered_sum, normalized),
+        *(epsilon, channel_axis, activation, addend, output_mask, out, num_threads, count),
     )
 
 
@@ -404,6 +432,8 @@ def batch_norm_inference(
     variance: ArrayLike,
     epsilon: float = 1e-5,
     *,
+    activation: Activation | None = None,
+    addend: ArrayLike | None = None,
     channel_axis: int = 1,
     out: Array | Sequence[Array | None] | None = None,
     num_threads: int | None = None,
@@ -426,11 +456,15 @@ def batch_norm_inference(
         Statistics to normalise with, such as running averages gathered in training.
     epsilon : float, default 1e-5
         Added to the variance before the square root; finite and not negative.
+    activation : {None, "relu", "relu6"}, default None
+        What is applied to the result: nothing, :math:`\max(y, 0)` or :math:`\min(\max(y, 0), 6)`. NaN stays NaN.
+    addend : array_like, shape and type of `input`, optional
+        A tensor that is added before the activation, in any memory layout.
     channel_axis : int, default 1
         The axis of the channels; negative values count from the end. -1 is channels-last.
     out : ndarray, optional
-        Where to put the result, an array of its shape and type in any memory layout; may be `input` itself (in place),
-        any other overlap is refused. A sequence of one array or None is taken as well.
+        Where to put the result, an array of its shape and type in any memory layout; may be `input` or `addend` itself
+        (in place), any other overlap is refused. A sequence of one array or None is taken as well.
     num_threads : int, optional
         Upper limit of the number of threads. Left out: ``BNBP_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the
         CPUs that the process may use. The result does not depend on it.
@@ -446,7 +480,7 @@ def batch_norm_inference(
         If an element type is not accepted, the types of two arguments do not match, or a tensor is not in the CPU's
         memory. The message names the argument.
     ValueError
-        If a shape, `epsilon`, `channel_axis`, `num_threads` or `out` is not acceptable.
+        If a shape, `epsilon`, `activation`, `channel_axis`, `num_threads` or `out` is not acceptable.
 
     Notes
     -----
@@ -463,7 +497,8 @@ def batch_norm_inference(
     """
     outputs: Any = (out,) if issubclass(type(out), np.ndarray) else out
     normalized: Array = _inference(
-        input, gamma, beta, mean, variance, epsilon, channel_axis, None, outputs, num_threads
+        *(input, gamma, beta, mean, variance, addend, epsilon, channel_axis, activation, None, None),
+        *(outputs, num_threads),
     )
     return normalized
 
@@ -477,11 +512,14 @@ def batch_norm_inference_backprop(
     normalized_delta: ArrayLike,
     epsilon: float = 1e-5,
     *,
+    activation: Activation | None = None,
+    normalized: ArrayLike | None = None,
+    addend: bool = False,
     channel_axis: int = 1,
-    output_mask: Sequence[bool] = (True, True, True),
+    output_mask: Sequence[bool] | None = None,
     out: Sequence[Array | None] | None = None,
     num_threads: int | None = None,
-) -> BatchNormTrainingBackpropResult:
+) -> GradientResult:
     r"""Gradient of :func:`batch_norm_inference`: `mean` and `variance` are constants.
 
     Arguments, results and errors are those of :func:`batch_norm_training_backprop`. The two sums have the same
@@ -518,5 +556,6 @@ def batch_norm_inference_backprop(
            [30.]]), gamma_delta=array([5.]), beta_delta=array([30.]))
     """
     return _inference_backprop(
-        input, gamma, beta, mean, variance, normalized_delta, epsilon, channel_axis, output_mask, out, num_threads
+        *(input, gamma, beta, mean, variance, normalized_delta, normalized, epsilon, channel_axis, activation, addend),
+        *(output_mask, out, num_threads),
     )

@@ -7,8 +7,14 @@ Result = TypeVar("Result")
 
 kernels: object
 
+WithAddend = TypeVar("WithAddend")
+
 @overload
 def function_of(name: str, result: type[Result]) -> Callable[..., Result]: ...
+@overload
+def function_of(
+    name: str, result: type[Result], result_with_addend: type[WithAddend]
+) -> Callable[..., Result | WithAddend]: ...
 @overload
 def function_of(name: str, result: None) -> Callable[..., Any]: ...
 def integer_of(name: str, value: object, least: int | None = None, expected: str = ...) -> int: ...

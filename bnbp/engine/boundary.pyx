@@ -74,6 +74,11 @@ cdef extern from "bnbp/batch_norm.hpp" namespace "bnbp" nogil:
         f64
         other
 
+    enum class Activation:
+        none
+        relu
+        relu6
+
     void set_kernels(bnbp_kernels* table) except +raise_python
 
 
@@ -81,13 +86,18 @@ cdef extern from "bnbp/detail/call.hpp" namespace "bnbp::detail" nogil:
     cppclass View:
         pass
 
+    enum Operand:
+        addend
+
     cppclass Signature:
         Py_ssize_t input_count
-        Py_ssize_t output_count
+        cbool takes(Operand operand)
 
     cppclass Attributes:
         const Signature* signature
         int64_t channel_axis
+        Activation activation
+        cbool addend
         void set_epsilon(double value) except +raise_python
         void set_count(int64_t value) except +raise_python
 
@@ -95,6 +105,7 @@ cdef extern from "bnbp/detail/call.hpp" namespace "bnbp::detail" nogil:
         Attributes attributes
         void check_inputs(const View* inputs, Py_ssize_t count) except +raise_python
         int64_t channels()
+        Py_ssize_t output_count()
         cbool is_tensor(Py_ssize_t k)
         ElementType output_type(Py_ssize_t k)
         void check_outputs(const View* outputs, Py_ssize_t count) except +raise_python
@@ -128,7 +139,7 @@ import_numpy()
 cdef object ndarray = np.ndarray
 cdef object float16 = np.dtype(np.float16), float32 = np.dtype(np.float32), float64 = np.dtype(np.float64)
 cdef Py_ssize_t POOLED = 1 << 20  # bytes from which a result's memory is kept for the next; smaller ones malloc reuses
-cdef tuple TENSORS = ("input", "normalized_delta"), SUMS = ("delta_sum", "delta_centered_sum")
+cdef tuple TENSORS = ("input", "normalized_delta", "addend", "normalized"), SUMS = ("delta_sum", "delta_centered_sum")
 
 
 # ---------------------------------------------------------------- a call
@@ -137,8 +148,9 @@ cdef class Operator:
     """What the calls of an operator have in common."""
     cdef const Signature* signature
     cdef tuple names
-    cdef object result  # the named tuple of the outputs; None for an operator with one output
-    cdef bint counts    # whether the result starts with the number of a channel's elements
+    cdef object result              # the named tuple of the outputs; None for an operator with one output
+    cdef object result_with_addend  # the same with `addend_delta`
+    cdef bint counts                # whether the result starts with the number of a channel's elements
 
 
 cdef PyMethodDef method
@@ -148,10 +160,12 @@ method.ml_flags = METH_FASTCALL  # Cython's own functions would be given a tuple
 method.ml_doc = NULL
 
 
-def function_of(str name, result):
-    """What calls an operator: `f(*inputs, epsilon, channel_axis, output_mask, out, num_threads[, count])`.
+def function_of(str name, result, result_with_addend=None):
+    """What calls an operator: `f(*inputs, epsilon, channel_axis, activation, addend, output_mask, out, num_threads
+    [, count])`.
 
-    It returns `result`, a named tuple, of the outputs. If that is None, it returns the first output.
+    It returns `result`, a named tuple, of the outputs; `result_with_addend`, if there is an addend's gradient among
+    them. If `result` is None, it returns the first output.
     """
     cdef Operator op = Operator()
     op.signature = signature_of(name.encode())
@@ -159,6 +173,7 @@ def function_of(str name, result):
         raise ValueError(f"name: expected an operator, got {name!r}")
     op.names = tuple([input_name(op.signature, k).decode() for k in range(op.signature.input_count)])
     op.result = result
+    op.result_with_addend = result_with_addend or result
     op.counts = name == "BatchNormTrainingStatistics"
     return PyCFunction_New(&method, op)
 
@@ -168,28 +183,34 @@ cdef object call(object self, PyObject** arguments, Py_ssize_t count):
     cdef Call call
     cdef Operands operands
     cdef Patience patience
-    cdef Py_ssize_t k, inputs = op.signature.input_count, outputs = op.signature.output_count
+    cdef Py_ssize_t k, inputs = op.signature.input_count, outputs
     cdef PyObject** rest = arguments + inputs
-    if not inputs + 5 <= count <= inputs + 6:
-        raise TypeError(f"expected {inputs} inputs and 5 or 6 attributes, got {count} arguments")
-    cdef int threads = threads_of(<object> rest[4])
+    if not inputs + 7 <= count <= inputs + 8:
+        raise TypeError(f"expected {inputs} inputs and 7 or 8 attributes, got {count} arguments")
+    cdef int threads = threads_of(<object> rest[6])
     cdef double epsilon = epsilon_of(<object> rest[0])
     call.attributes.signature = op.signature
     call.attributes.channel_axis = axis_of(<object> rest[1])
-    cdef int64_t whole = count_of(<object> rest[5]) if count == inputs + 6 else 0
+    call.attributes.activation = activation_of(<object> rest[2])
+    cdef int64_t whole = count_of(<object> rest[7]) if count == inputs + 8 else 0
     call.attributes.set_epsilon(epsilon)
-    if count == inputs + 6:
+    if count == inputs + 8:
         call.attributes.set_count(whole)
 
     # Whatever may run somebody else's code comes first: that code can resize an array whose memory is known already.
-    cdef int mask = mask_of(<object> rest[2], 3)
+    if op.signature.takes(Operand.addend):
+        call.attributes.addend = arguments[inputs - 1] is not <PyObject*> None
+    else:
+        call.attributes.addend = truth_of("addend", <object> rest[3])
+    outputs = call.output_count()
+    cdef int mask = mask_of(<object> rest[4], outputs)
     hold_inputs(operands, op.names, arguments, inputs)
     for k in range(inputs):
         if operands.arrays[k] is not NULL:
             describe(operands, operands.inputs[k], operands.arrays[k])
     call.check_inputs(operands.inputs, inputs)
 
-    hold_outputs(operands, <object> rest[3], outputs)
+    hold_outputs(operands, <object> rest[5], outputs)
     for k in range(outputs):
         if not mask >> k & 1:
             operands.hold_result(k, NULL)
@@ -225,7 +246,7 @@ cdef object result_of(Operator op, const Call& call, const Operands& operands, P
         elements = size_of(operands.arrays[0]) // call.channels()
         items = [<PyObject*> elements, operands.results[0], operands.results[1]]
         return named_tuple(op.result, items, 3)
-    return named_tuple(op.result, operands.results, outputs)
+    return named_tuple(op.result_with_addend if call.attributes.addend else op.result, operands.results, outputs)
 
 
 # ---------------------------------------------------------------- attributes
@@ -237,6 +258,27 @@ cdef double epsilon_of(epsilon) except? -1:
         return epsilon
     except Exception as error:
         raise ValueError(f"epsilon: expected a finite number >= 0, got {text_of(epsilon)}") from unexpected(error)
+
+
+cdef Activation activation_of(activation) except *:
+    if activation is None:
+        return Activation.none
+    if issubclass(type(activation), str):
+        if activation == "relu":
+            return Activation.relu
+        if activation == "relu6":
+            return Activation.relu6
+    raise (ValueError if issubclass(type(activation), str) else TypeError)(
+        f'activation: expected None, "relu" or "relu6", got {text_of(activation)}')
+
+
+cdef bint truth_of(str name, value) except -1:
+    if value is None or type(value) is bool:
+        return value is True
+    try:
+        return operator.index(value) != 0
+    except Exception as error:
+        raise TypeError(f"{name}: expected a bool, got {text_of(value)}") from unexpected(error)
 
 
 def text_of(value, how=repr):

@@ -25,27 +25,45 @@ cdef inline Py_ssize_t past_line(const real* address) noexcept nogil:
     return past(address, line_of(<real> 0))
 
 
-cdef inline void apply_lanes(const real* x, const real* dy, real* to, Py_ssize_t count, const arith* a, const arith* b,
-                             const arith* c, const arith* d, bint normalize, bint streams) noexcept nogil:
-    """LANES elements, or the first `count`: past the caches or, as always with less than all, into them."""
-    cdef arith xs, dys
-    load_lanes(xs, x, count)
+cdef inline void apply_lanes(const Tensors[real]& at, Py_ssize_t i, Py_ssize_t count, const arith* k, bint normalize,
+                             int extras, bint streams) noexcept nogil:
+    """LANES elements, or the first `count`: past the caches or, as always with less than all, into them.
+
+    `k` has the coefficients a, b, c and d and, for what `extras` names, the bounds.
+    """
+    cdef arith xs, dys, more, result
+    load_lanes(xs, at.x + i, count)
+    if not normalize:
+        load_lanes(dys, at.dy + i, count)
+    if extras & (MASKS | ADDS):
+        load_lanes(more, at.v + i, count)
+    if extras & MASKS:
+        if normalize:
+            xs = between(xs, more, k[LOW], k[HIGH])
+        else:
+            dys = between(dys, more, k[LOW], k[HIGH])
     if normalize:
-        store_lanes(to, value(xs, xs, a[0], b[0], c[0], d[0], True), count, streams)
+        result = value(xs, xs, k[0], k[1], k[2], k[3], True)
+        if extras & ADDS:
+            result = result + more
+        if extras & CLAMPS:
+            result = clamped(result, k[LOW], k[HIGH])
     else:
-        load_lanes(dys, dy, count)
-        store_lanes(to, value(xs, dys, a[0], b[0], c[0], d[0], False), count, streams)
+        result = value(xs, dys, k[0], k[1], k[2], k[3], False)
+    store_lanes(at.to + i, result, count, streams)
+    if extras & RETURNS:
+        store_lanes(at.also + i, xs if normalize else dys, count, streams)
 
 
-cdef inline void apply_line(const real* x, const real* dy, real* to, const float_lanes* left, const float_lanes* right,
+cdef inline void apply_line(const Tensors[real]& at, Py_ssize_t i, const float_lanes* left, const float_lanes* right,
                             bint normalize, bint streams) noexcept nogil:
     """A whole line of 16-bit numbers, which is twice the lanes, with a, b, c and d of either half."""
     cdef float[32] xs, dys, results
     cdef real[32] line
     cdef float_lanes first, second, delta
     if real is float16 or real is bfloat16:
-        widen_line(xs, x)
-        widen_line(dys, x if normalize else dy)
+        widen_line(xs, at.x + i)
+        widen_line(dys, at.x + i if normalize else at.dy + i)
         load(first, xs)
         load(delta, dys)
         first = value(first, delta, left[0], left[1], left[2], left[3], normalize)
@@ -56,48 +74,64 @@ cdef inline void apply_line(const real* x, const real* dy, real* to, const float
         store(&results[16], second)
         narrow_line(line, results)
         if streams:
-            stream_line(to, line)
+            stream_line(at.to + i, line)
         else:
-            memcpy(to, line, 64)
+            memcpy(at.to + i, line, 64)
 
 
-cdef inline void apply_lines(const real* x, const real* dy, real* to, Py_ssize_t count, Py_ssize_t ahead,
-                             const Channels* ch, Py_ssize_t q, bint normalize, bint streams, arith tag) noexcept nogil:
+cdef inline void take_everywhere(arith* k, const Channels* ch, Py_ssize_t q, int extras, arith tag) noexcept nogil:
+    """The coefficients of a channel, for LANES of its elements."""
+    k[0], k[1] = everywhere(ch, 0, q, tag), everywhere(ch, 1, q, tag)
+    k[2], k[3] = everywhere(ch, 2, q, tag), everywhere(ch, 3, q, tag)
+    if extras:
+        k[LOW], k[HIGH] = everywhere(ch, LOW, q, tag), everywhere(ch, HIGH, q, tag)
+
+
+cdef inline void apply_lines(const Tensors[real]& at, Py_ssize_t i, Py_ssize_t count, Py_ssize_t ahead,
+                             const Channels* ch, Py_ssize_t q, bint normalize, int extras, bint streams, arith tag
+                             ) noexcept nogil:
     """Whole lanes of a run, or less than one. Asks for what comes `ahead` elements later."""
-    cdef arith a = everywhere(ch, 0, q, tag), b = everywhere(ch, 1, q, tag), c = everywhere(ch, 2, q, tag)
-    cdef arith d = everywhere(ch, 3, q, tag)
+    cdef arith[6] k
     cdef float_lanes[4] all_four
-    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t end = i + count
+    take_everywhere(k, ch, q, extras, tag)
     if count < LANES:
-        apply_lanes(x, dy, to, count, &a, &b, &c, &d, normalize, False)
+        apply_lanes(at, i, count, k, normalize, extras, False)
         return
-    if (real is float16 or real is bfloat16) and arith is float_lanes:
-        if count >= 32 and (not streams or past_line(to) == 0):
-            all_four = [a, b, c, d]
-            for i in range(0, count - 31, 32):
-                look_ahead(x + i, dy + i, ahead, not normalize)
-                apply_line(x + i, dy + i, to + i, all_four, all_four, normalize, streams)
-            i = count - count % 32
-    while i < count:
-        look_ahead(x + i, dy + i, ahead, not normalize)
-        apply_lanes(x + i, dy + i, to + i, LANES, &a, &b, &c, &d, normalize, streams)
+    if (real is float16 or real is bfloat16) and arith is float_lanes and not extras:
+        if count >= 32 and (not streams or past_line(at.to + i) == 0):
+            all_four = [k[0], k[1], k[2], k[3]]
+            while i + 32 <= end:
+                look_ahead(at.x + i, at.dy + i, ahead, not normalize)
+                apply_line(at, i, all_four, all_four, normalize, streams)
+                i += 32
+    while i < end:
+        if extras:
+            look_ahead_to(at.x + i, at.dy + i, at.v + i, ahead, not normalize, True)
+        else:
+            look_ahead(at.x + i, at.dy + i, ahead, not normalize)
+        apply_lanes(at, i, LANES, k, normalize, extras, streams)
         i += LANES
 
 
-cdef inline void apply_border(const real* x, const real* dy, real* to, Py_ssize_t border, const Channels* ch,
-                              Py_ssize_t q, bint normalize, bint streams, arith tag) noexcept nogil:
+cdef inline void apply_border(const Tensors[real]& at, Py_ssize_t i, Py_ssize_t border, const Channels* ch,
+                              Py_ssize_t q, bint normalize, int extras, bint streams, arith tag) noexcept nogil:
     """The lanes of channel `q` and the next one, which begins at element `border`."""
-    cdef arith a = on_both_sides(ch, 0, q, border, tag), b = on_both_sides(ch, 1, q, border, tag)
-    cdef arith c = on_both_sides(ch, 2, q, border, tag), d = on_both_sides(ch, 3, q, border, tag)
-    apply_lanes(x, dy, to, LANES, &a, &b, &c, &d, normalize, streams)
+    cdef arith[6] k
+    k[0], k[1] = on_both_sides(ch, 0, q, border, tag), on_both_sides(ch, 1, q, border, tag)
+    k[2], k[3] = on_both_sides(ch, 2, q, border, tag), on_both_sides(ch, 3, q, border, tag)
+    if extras:
+        k[LOW], k[HIGH] = on_both_sides(ch, LOW, q, border, tag), on_both_sides(ch, HIGH, q, border, tag)
+    apply_lanes(at, i, LANES, k, normalize, extras, streams)
 
 
 cdef struct Cursor:        # a place in a row of runs: element `at`, in channel `q`, whose run ends at `end`
     Py_ssize_t at, q, end
 
 
-cdef inline void apply_part(const real* x, const real* dy, real* to, Py_ssize_t stop, Py_ssize_t s, Py_ssize_t ahead,
-                            const Channels* channels, bint normalize, bint streams, Cursor* cursor) noexcept nogil:
+cdef inline void apply_part(const Tensors[real]& at, Py_ssize_t stop, Py_ssize_t s, Py_ssize_t ahead,
+                            const Channels* channels, bint normalize, int extras, bint streams, Cursor* cursor
+                            ) noexcept nogil:
     cdef Py_ssize_t i = cursor.at, end = cursor.end, q = cursor.q, count, odd
     cdef bint single
     cdef float_lanes in_float
@@ -108,43 +142,49 @@ cdef inline void apply_part(const real* x, const real* dy, real* to, Py_ssize_t 
             end += s
         single = real is not double and channels.in_range[q]
         count = min(end, stop) - i
-        odd = past(to + i, LANES)
+        odd = past(at.to + i, LANES)
         if odd == 0 and count < LANES and stop - i >= LANES and (
                 real is double or (single and channels.in_range[q + 1])):
             if single:
-                apply_border(x + i, dy + i, to + i, count, channels, q, normalize, streams, in_float)
+                apply_border(at, i, count, channels, q, normalize, extras, streams, in_float)
             else:
-                apply_border(x + i, dy + i, to + i, count, channels, q, normalize, streams, in_double)
+                apply_border(at, i, count, channels, q, normalize, extras, streams, in_double)
             i += LANES
             q += 1
             end += s
             continue
         if odd == 0 and count >= LANES:
             count -= count % LANES
-            if sizeof(real) == 2 and streams and past_line(to + i):  # up to the next whole line
+            if sizeof(real) == 2 and streams and past_line(at.to + i):  # up to the next whole line
                 count = LANES
         else:
             count = min(count, LANES - odd)
         if single:
-            apply_lines(x + i, dy + i, to + i, count, ahead, channels, q, normalize, streams, in_float)
+            apply_lines(at, i, count, ahead, channels, q, normalize, extras, streams, in_float)
         else:
-            apply_lines(x + i, dy + i, to + i, count, ahead, channels, q, normalize, streams, in_double)
+            apply_lines(at, i, count, ahead, channels, q, normalize, extras, streams, in_double)
         i += count
     cursor.at, cursor.end, cursor.q = i, end, q
 
 
-cdef void apply_block(const real* x, const real* dy, real* to, Py_ssize_t stop, Py_ssize_t s, Py_ssize_t ahead,
-                      const Channels* channels, bint normalize, bint streams, Cursor* cursor) noexcept nogil:
+cdef void apply_block(const Tensors[real]& at, Py_ssize_t stop, Py_ssize_t s, Py_ssize_t ahead,
+                      const Channels* channels, bint normalize, int extras, bint streams, Cursor* cursor
+                      ) noexcept nogil:
     """Applies to a row of runs from the cursor up to element `stop`, and asks for what comes `ahead` elements later."""
-    if normalize:
-        if streams:
-            apply_part(x, dy, to, stop, s, ahead, channels, True, True, cursor)
+    if extras:
+        if normalize:
+            apply_part(at, stop, s, ahead, channels, True, extras, streams, cursor)
         else:
-            apply_part(x, dy, to, stop, s, ahead, channels, True, False, cursor)
+            apply_part(at, stop, s, ahead, channels, False, extras, streams, cursor)
+    elif normalize:
+        if streams:
+            apply_part(at, stop, s, ahead, channels, True, 0, True, cursor)
+        else:
+            apply_part(at, stop, s, ahead, channels, True, 0, False, cursor)
     elif streams:
-        apply_part(x, dy, to, stop, s, ahead, channels, False, True, cursor)
+        apply_part(at, stop, s, ahead, channels, False, 0, True, cursor)
     else:
-        apply_part(x, dy, to, stop, s, ahead, channels, False, False, cursor)
+        apply_part(at, stop, s, ahead, channels, False, 0, False, cursor)
 
 
 cdef inline Cursor start_of(const real* to, Py_ssize_t s0, Py_ssize_t s, bint follows) noexcept nogil:
@@ -161,7 +201,9 @@ cdef inline Cursor start_of(const real* to, Py_ssize_t s0, Py_ssize_t s, bint fo
 cdef void apply_runs(
     const real[:, :, ::1]& x,       # IN
     const real[:, :, ::1]& dy,      # IN
-    const real[:, :, ::1]& dx,      # OUT, may be x or dy
+    const real[:, :, ::1]& v,       # IN
+    const real[:, :, ::1]& dx,      # OUT, may be one of them
+    const real[:, :, ::1]& da,      # OUT, may be one of them
     const Channels* channels,       # IN  (C)
     const Plan* p,
     Py_ssize_t chunk, Py_ssize_t c0, Py_ssize_t c1,
@@ -174,12 +216,13 @@ cdef void apply_runs(
     cdef Channels own = channels_from(channels, c0)
     cdef bint normalize = p.operator != BACKPROP, from_dy = p.operator == INFERENCE_BACKPROP
     cdef Cursor cursor
-    cdef real* to
+    cdef Tensors[real] at
     for n in range(n0, min(n0 + p.chunk_rows, p.n)):
-        to = <real*> &dx[n, c0, 0]
-        cursor = start_of(to, s0, p.s, p.streams and (follows or s0 > 0))
+        at.x = &dy[n, c0, 0] if from_dy else &x[n, c0, 0]
+        at.dy, at.v = &dy[n, c0, 0], &v[n, c0, 0]
+        at.to, at.also = <real*> &dx[n, c0, 0], <real*> &da[n, c0, 0]
+        cursor = start_of(at.to, s0, p.s, p.streams and (follows or s0 > 0))
         last = s0 + length
         if p.streams and (followed or last < (c1 - c0) * p.s):
-            last -= past_line(to + last)
-        apply_block(&dy[n, c0, 0] if from_dy else &x[n, c0, 0], &dy[n, c0, 0], to, last, p.s, far, &own, normalize,
-                    p.streams, &cursor)
+            last -= past_line(at.to + last)
+        apply_block(at, last, p.s, far, &own, normalize, p.extras, p.streams, &cursor)

@@ -2,28 +2,33 @@
 
 cdef struct Channels:
     double* mean           # what reduce subtracts
-    double* wide[4]        # a, b, c, d: what apply computes with, see `value`
-    float* narrow[4]       # the same, rounded; not for float64
-    char* in_range         # whether all four are numbers of full precision in float32
+    double* wide[6]        # a, b, c, d: what apply computes with, see `value`; and two bounds, see edges.pxi
+    float* narrow[6]       # the same, rounded; not for float64
+    char* in_range         # whether a to d are numbers of full precision in float32
+
+
+cdef enum:                 # the bounds among the fields
+    LOW = 4
+    HIGH = 5
 
 
 cdef inline Py_ssize_t channels_size(Py_ssize_t c) noexcept nogil:
     """Bytes of the arrays for `c` channels, each of whole cache lines."""
     cdef Py_ssize_t padded = (c + 63) // 64 * 64
-    return padded * (5 * sizeof(double) + 4 * sizeof(float) + 1)
+    return padded * (7 * sizeof(double) + 6 * sizeof(float) + 1)
 
 
 cdef inline Channels channels_at(char* memory, Py_ssize_t c) noexcept nogil:
     cdef Channels ch
     cdef Py_ssize_t padded = (c + 63) // 64 * 64
     cdef double* wide = <double*> memory
-    cdef float* narrow = <float*> (wide + 5 * padded)
+    cdef float* narrow = <float*> (wide + 7 * padded)
     cdef int k
     ch.mean = wide
-    for k in range(4):
+    for k in range(6):
         ch.wide[k] = wide + (k + 1) * padded
         ch.narrow[k] = narrow + k * padded
-    ch.in_range = <char*> (narrow + 4 * padded)
+    ch.in_range = <char*> (narrow + 6 * padded)
     return ch
 
 
@@ -57,7 +62,7 @@ cdef inline Channels channels_from(const Channels* channels, Py_ssize_t first) n
     cdef int k
     ch.mean += first
     ch.in_range += first
-    for k in range(4):
+    for k in range(6):
         ch.wide[k] += first
         ch.narrow[k] += first
     return ch

@@ -39,16 +39,6 @@ cdef inline void put(void* vector, Py_ssize_t c, Py_ssize_t count, bnbp_type typ
         store_few(<bfloat16*> vector + c, numbers, count)
 
 
-cdef void prepare(const bnbp_arguments* a, const Channels* ch, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
-    """Sets what `reduce` subtracts from the elements of some channels."""
-    cdef double[8] mean
-    cdef Py_ssize_t c, count
-    for c in range(first, last, 8):
-        count = min(last - c, FEW)
-        get(mean, a.mean, c, count, a.parameter_type, 0.0)
-        store_few(ch.mean + c, mean, count)
-
-
 cdef inline Twofold inverse_std(double variance, double epsilon, real tag) noexcept nogil:
     """1 / sqrt(variance + epsilon); for float64 with what it has rounded off."""
     cdef Twofold r
@@ -144,6 +134,36 @@ cdef inline void normalize_with(const bnbp_arguments* a, const Channels* ch, Py_
     set_coefficients(ch, c, count, hi, lo, scale, beta, tag)
 
 
+cdef inline void rounded(double* numbers, bnbp_type type) noexcept nogil:
+    """Rounds FEW numbers to a type, as an output of it would be."""
+    cdef double[8] memory
+    put(memory, 0, 8, type, numbers)
+    get(numbers, memory, 0, 8, type, 0.0)
+
+
+cdef void prepare(const bnbp_arguments* a, const Plan* p, const Channels* ch, real tag) noexcept nogil:
+    """Sets what `reduce` subtracts from the elements of the channels, and the bounds of the activation."""
+    cdef double[8] mean, gamma, variance, scale, zero
+    cdef Py_ssize_t c, k, count
+    for k in range(8):
+        zero[k] = 0.0
+    for c in range(0, p.c, 8):
+        count = min(p.c - c, FEW)
+        get(mean, a.mean, c, count, a.parameter_type, 0.0)
+        store_few(ch.mean + c, mean, count)
+        if p.masked and a.forward_output is NULL:
+            get(gamma, a.gamma, c, count, a.parameter_type, 1.0)
+            get(variance, a.variance, c, count, a.parameter_type, 1.0)
+            for k in range(8):
+                scale[k] = scale_of(gamma[k], inverse_std(variance[k], a.epsilon, tag), tag)
+            normalize_with(a, ch, c, count, mean, zero, scale, tag)
+            set_edges(a, ch, c, count, tag)
+        elif p.masked:
+            set_bounds(ch, c, count, 0.0, 6.0 if a.activation == BNBP_RELU6 else NAN, tag)
+        elif p.extras & CLAMPS:
+            set_bounds(ch, c, count, 0.0, 6.0 if a.activation == BNBP_RELU6 else INFINITY, tag)
+
+
 cdef inline void finish_training(const bnbp_arguments* a, const Plan* p, const Channels* ch,
                                  const double[:, :, ::1]& partial, Py_ssize_t c, Py_ssize_t count, bint writes,
                                  real tag) noexcept nogil:
@@ -164,6 +184,12 @@ cdef inline void finish_training(const bnbp_arguments* a, const Plan* p, const C
         mean[k], mean_lo[k] = total.hi if m else NAN, total.lo
         m2[k] = max(t.product[k] + t.product_lo[k], 0.0)
         variance[k] = m2[k] / m
+    if a.activation != BNBP_IDENTITY:  # the gradient knows the output from the statistics as they are returned
+        rounded(mean, a.parameter_type)
+        rounded(variance, a.parameter_type)
+        for k in range(8):
+            mean_lo[k] = 0.0
+    for k in range(8):
         scale[k] = scale_of(gamma[k], inverse_std(variance[k], a.epsilon, tag), tag)
     if writes:
         put(a.batch_mean, c, count, a.parameter_type, mean)

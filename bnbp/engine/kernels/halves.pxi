@@ -20,11 +20,15 @@ cdef inline void join_chains(Chain* chain, const Chain* other) noexcept nogil:
     chain.product = chain.product + other.product
 
 
-cdef inline void add_halves(const real* x, const real* dy, Py_ssize_t count, const float_lanes* shift, Chain* chain
-                            ) noexcept nogil:
+cdef inline void add_halves(const real* x, const real* dy, const real* v, Py_ssize_t count, const float_lanes* shift,
+                            const Bounds[real]* bounds, bint masked, Chain* chain) noexcept nogil:
     """Adds LANES elements side by side, or the first `count`, to their sums."""
     cdef float_lanes centered, delta
+    cdef real[16] line
     load_lanes(centered, x, count)
+    if masked:
+        load_between(line, dy, v, count, bounds[0])
+        dy = line
     load_lanes(delta, dy, count)
     centered = centered + shift[0]
     if count < LANES:  # there is no deviation where there is no element
@@ -33,8 +37,9 @@ cdef inline void add_halves(const real* x, const real* dy, Py_ssize_t count, con
     chain.product = chain.product + delta * centered
 
 
-cdef inline void reduce_halves(const real* x, const real* dy, Py_ssize_t count, Py_ssize_t ahead, float shift,
-                               LaneSums[real]* sums) noexcept nogil:
+cdef inline void reduce_halves(const real* x, const real* dy, const real* v, Py_ssize_t count, Py_ssize_t ahead,
+                               float shift, const Bounds[real]* bounds, bint masked, LaneSums[real]* sums
+                               ) noexcept nogil:
     """Adds a part of a run, which begins a multiple of 2 TOGETHER * LANES elements after another one, if not first."""
     cdef Chain chain, more
     cdef float_lanes shifts
@@ -45,16 +50,17 @@ cdef inline void reduce_halves(const real* x, const real* dy, Py_ssize_t count, 
         begin_chain(&more)
         stop = min(i + 2 * TOGETHER * LANES, count)
         while i + 2 * LANES <= stop:
-            look_ahead(x + i, dy + i, ahead, True)
-            add_halves(x + i, dy + i, LANES, &shifts, &chain)
-            look_ahead(x + i + LANES, dy + i + LANES, ahead, True)
-            add_halves(x + i + LANES, dy + i + LANES, LANES, &shifts, &more)
-            i += 2 * LANES
+            look_ahead_to(x + i, dy + i, v + i, ahead, True, masked)
+            add_halves(x + i, dy + i, v + i, LANES, &shifts, bounds, masked, &chain)
+            i += LANES
+            look_ahead_to(x + i, dy + i, v + i, ahead, True, masked)
+            add_halves(x + i, dy + i, v + i, LANES, &shifts, bounds, masked, &more)
+            i += LANES
         if i + LANES <= stop:
-            add_halves(x + i, dy + i, LANES, &shifts, &chain)
+            add_halves(x + i, dy + i, v + i, LANES, &shifts, bounds, masked, &chain)
             i += LANES
         if i < stop:
-            add_halves(x + i, dy + i, stop - i, &shifts, &more)
+            add_halves(x + i, dy + i, v + i, stop - i, &shifts, bounds, masked, &more)
             i = stop
         join_chains(&chain, &more)
         add_floats(sums.delta, chain.delta)

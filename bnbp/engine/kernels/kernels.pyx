@@ -31,7 +31,7 @@ d. Borrowed views. The kernels are called through a C table with plain pointers 
 
 from cpython.pycapsule cimport PyCapsule_New
 from cython.parallel cimport parallel, prange, threadid
-from libc.math cimport NAN, sqrt
+from libc.math cimport INFINITY, NAN, sqrt
 from libc.stdlib cimport free, malloc
 from libc.stdint cimport uintptr_t
 from libc.string cimport memchr, memcpy, memset
@@ -40,11 +40,13 @@ from bnbp.kernels cimport (
     BNBP_F16,
     BNBP_F32,
     BNBP_F64,
+    BNBP_IDENTITY,
     BNBP_INTERRUPTED,
     BNBP_KERNELS_ABI,
     BNBP_KERNELS_CAPSULE,
     BNBP_NO_MEMORY,
     BNBP_OK,
+    BNBP_RELU6,
     bnbp_arguments,
     bnbp_kernels,
     bnbp_status,
@@ -125,6 +127,16 @@ cdef extern from "lanes.h" nogil:
         lanes[R] product
         lanes[R] product_lo
 
+    cppclass Tensors[R]:   # of the second pass
+        const R* x
+        const R* dy
+        const R* v         # what the mask is made from, or the addend
+        R* to
+        R* also            # the gradient of the addend
+
+    cppclass Bounds[R]:    # of the numbers whose gradient is taken, for LANES of them
+        pass
+
 ctypedef fused number:     # what sums are made of
     double
     eight
@@ -173,7 +185,17 @@ cdef extern from "lanes.h" nogil:
     void store_lanes(bfloat16* to, const float_lanes& source, Py_ssize_t count, bint streams)
     void store_lanes(float* to, const float_lanes& source, Py_ssize_t count, bint streams)
     void store_lanes(double* to, const float_lanes& source, Py_ssize_t count, bint streams)
+    float_lanes clamped(const float_lanes& y, const float_lanes& low, const float_lanes& high)
+    lanes[double] clamped(const lanes[double]& y, const lanes[double]& low, const lanes[double]& high)
+    float_lanes between(const float_lanes& p, const float_lanes& v, const float_lanes& low, const float_lanes& high)
+    lanes[double] between(const lanes[double]& p, const lanes[double]& v, const lanes[double]& low,
+                          const lanes[double]& high)
     # Cython names the type of the data when it calls these.
+    void load_between[R](R* to, const R* source, const R* v, Py_ssize_t count, const Bounds[R]& bounds)
+    void advance[R](Tensors[R]& at, Py_ssize_t elements)
+    void fill_bounds[R](Bounds[R]& bounds, double low, double high)
+    void load_bounds[R](Bounds[R]& bounds, const void* low, const void* high, Py_ssize_t i)
+    void set_own[R](void* to, Py_ssize_t i, double value, R tag)
     void fill "fill_for" [R](lanes[R]& to, double value)
     void load "load_for" [R](lanes[R]& to, const double* source)
     void store "store_for" [R](double* to, const lanes[R]& source)
@@ -247,6 +269,7 @@ include "sums.pxi"
 include "halves.pxi"
 include "reduce_runs.pxi"
 include "reduce_rows.pxi"
+include "edges.pxi"
 include "finish.pxi"
 include "apply_runs.pxi"
 include "apply_rows.pxi"

@@ -49,6 +49,15 @@ template <typename R> struct LaneSums {
     lanes<R> delta, delta_lo, product, product_lo;
 };
 
+/* The tensors of the second pass: what it reads and, at the end, what it writes. */
+template <typename R> struct Tensors {
+    const R *x, *dy, *v;
+    R *to, *also;
+};
+template <typename R> BNBP_INLINE void advance(Tensors<R>& at, ptrdiff_t elements) {
+    at = {at.x + elements, at.dy + elements, at.v + elements, at.to + elements, at.also + elements};
+}
+
 /* ---- the same number everywhere; from memory, and back */
 
 template <typename T, int N, int W> BNBP_INLINE void fill(pack<T, N, W>& p, T value) {
@@ -346,6 +355,79 @@ BNBP_INLINE void store_lanes(To* to, const pack<T, 16, W>& p, ptrdiff_t count, b
         for (int i = 0; i < 16; i += 64 / (int)sizeof(To))
             stream_line(to + i, x + i);
     }
+}
+
+/* ---- the activation, and where it is flat */
+
+/* The numbers between two bounds, and the bounds in the place of others; NaN stays. */
+template <typename T, int N, int W>
+BNBP_INLINE pack<T, N, W> clamped(const pack<T, N, W>& y, const pack<T, N, W>& low, const pack<T, N, W>& high) {
+    if constexpr (N == W) {
+        const auto above = low.at > y.at ? low.at : y.at;
+        return {high.at < above ? high.at : above};
+    } else {
+        return {clamped(y.low, low.low, high.low), clamped(y.high, low.high, high.high)};
+    }
+}
+
+/* 0 in the place of the numbers whose `v` is at one of the bounds or beyond; a bound that is NaN is none. */
+template <typename T, int N, int W>
+BNBP_INLINE pack<T, N, W> between(const pack<T, N, W>& p, const pack<T, N, W>& v, const pack<T, N, W>& low,
+                                  const pack<T, N, W>& high) {
+    if constexpr (N == W) {
+        const auto some = v.at <= low.at ? decltype(p.at){} : p.at;
+        return {v.at >= high.at ? decltype(p.at){} : some};
+    } else {
+        return {between(p.low, v.low, low.low, high.low), between(p.high, v.high, low.high, high.high)};
+    }
+}
+
+/* Bounds in what the numbers of a tensor are compared in: float32, or float64 for data of that type. */
+template <typename R> using own_type = std::conditional_t<sizeof(R) == 8, double, float>;
+template <typename R> struct Bounds {
+    pack<own_type<R>, 16, widest<own_type<R>>> low, high;
+};
+
+/* LANES numbers of a tensor, or the first `count`, with 0 in the place of those whose `v` is not between the bounds. */
+template <typename R>
+BNBP_INLINE void load_between(R* to, const R* from, const R* v, ptrdiff_t count, const Bounds<R>& bounds) {
+    decltype(bounds.low) vs;
+    load_lanes(vs, v, count);
+    if constexpr (sizeof(R) >= 4) {
+        decltype(bounds.low) numbers;
+        load_lanes(numbers, from, count);
+        store((own_type<R>*)to, between(numbers, vs, bounds.low, bounds.high));
+    } else {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+        const __mmask16 beyond = _mm512_cmp_ps_mask(vs.at, bounds.low.at, _CMP_LE_OQ) |
+                                 _mm512_cmp_ps_mask(vs.at, bounds.high.at, _CMP_GE_OQ);
+        const __mmask16 there = (__mmask16)((1u << count) - 1);
+        _mm256_storeu_si256((__m256i*)to, _mm256_maskz_loadu_epi16(there & ~beyond, from));
+#else
+        float x[16], low[16], high[16];
+        uint16_t bits[16] = {};
+        store(x, vs);
+        store(low, bounds.low);
+        store(high, bounds.high);
+        memcpy(bits, from, (size_t)count * 2);
+        for (int i = 0; i < 16; ++i)
+            bits[i] &= (uint16_t)-(!(x[i] <= low[i]) & !(x[i] >= high[i]));
+        memcpy((void*)to, bits, sizeof bits);
+#endif
+    }
+}
+
+/* The same bounds everywhere; those of LANES positions. */
+template <typename R> BNBP_INLINE void fill_bounds(Bounds<R>& bounds, double low, double high) {
+    fill(bounds.low, (own_type<R>)low);
+    fill(bounds.high, (own_type<R>)high);
+}
+template <typename R> BNBP_INLINE void load_bounds(Bounds<R>& bounds, const void* low, const void* high, ptrdiff_t i) {
+    load(bounds.low, (const own_type<R>*)low + i);
+    load(bounds.high, (const own_type<R>*)high + i);
+}
+template <typename R> BNBP_INLINE void set_own(void* to, ptrdiff_t i, double value, R) {
+    ((own_type<R>*)to)[i] = (own_type<R>)value;
 }
 
 /* ---- some of it again, for callers that name the type of the data */

@@ -395,4 +395,26 @@ static inline void narrow_line(float16* to, const float* from) {
 #endif
 }
 
+/* ---- the numbers of a type in their order */
+
+/* The bits of a type as an integer that grows with the number; NaN is beyond the infinities. */
+template <typename T> using order_of = std::conditional_t<sizeof(T) == 2, int16_t, std::conditional_t<sizeof(T) == 4, int32_t, int64_t>>;
+
+template <typename T> static inline long long place_of(double number, T) {
+    T rounded[8];
+    const double numbers[8] = {number};
+    order_of<T> bits;
+    store_few(rounded, numbers, 8);
+    memcpy(&bits, rounded, sizeof bits);
+    return bits < 0 ? bits ^ std::numeric_limits<order_of<T>>::max() : bits;
+}
+template <typename T> static inline void numbers_at(double* to, const long long* places, T) {
+    order_of<T> bits[8];
+    T numbers[8];
+    for (int k = 0; k < 8; ++k)
+        bits[k] = (order_of<T>)(places[k] < 0 ? places[k] ^ std::numeric_limits<order_of<T>>::max() : places[k]);
+    memcpy(numbers, bits, sizeof bits);
+    load_few(to, numbers, 8);
+}
+
 #endif /* BNBP_NUMBERS_H */

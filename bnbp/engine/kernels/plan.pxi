@@ -14,8 +14,18 @@ cdef enum Operator:
     INFERENCE_BACKPROP
 
 
+cdef enum Extra:           # what an activation or an addend adds to `apply`
+    MASKS = 1              # a gradient is taken where the activation is not flat
+    RETURNS = 2            # and is an output itself
+    ADDS = 4               # the forward operator adds a tensor
+    CLAMPS = 8             # and applies the activation
+
+
 cdef struct Plan:
     Operator operator
+    int extras             # the second pass's
+    bint masked            # the first pass takes the gradient where the activation is not flat
+    bint third             # a tensor is read besides `input` and `normalized_delta`
     Py_ssize_t n, c, s
     bint runs              # S is long enough for lanes
     Py_ssize_t together    # rows whose terms are summed together, TERMS at most to an accumulator
@@ -47,17 +57,28 @@ cdef struct Task:          # a chunk of some channels: `rows` rows of `length` e
 cdef Plan plan_of(const bnbp_arguments* a, Operator operator, bint reduces, bint applies, bint in_place) noexcept nogil:
     cdef Plan p
     cdef Py_ssize_t size = 8 if a.type == BNBP_F64 else 4 if a.type == BNBP_F32 else 2
-    cdef Py_ssize_t bytes_read = size * (1 if operator == TRAINING else 2)
+    cdef bint forward = operator == TRAINING or operator == INFERENCE, masked = (
+        not forward and a.activation != BNBP_IDENTITY)
+    cdef Py_ssize_t third = a.addend is not NULL if forward else a.forward_output is not NULL
+    cdef Py_ssize_t bytes_read = size * (1 if operator == TRAINING else 2 + third)
     cdef Py_ssize_t l2 = kernels_.l2_size, elements = a.n * a.c * a.s, group, most
     cdef bint cached
-    p.operator = operator
+    p.operator, p.masked, p.third = operator, masked, third
+    p.extras = MASKS if masked else 0
+    if a.addend_delta is not NULL:
+        p.extras |= RETURNS
+    if forward and third:
+        p.extras |= ADDS
+    if forward and a.activation != BNBP_IDENTITY:
+        p.extras |= CLAMPS
     p.n, p.c, p.s = a.n, a.c, a.s
     p.reduces, p.applies = reduces, applies
     p.streams = elements * size >= STREAMED * l2 and not in_place
     p.team = 1
     if elements >= REGION and not kernels_.serial:
         p.team = min(a.num_threads if a.num_threads > 0 else default_team(), MAX_TEAM)
-    cached = elements * size * (2 if operator == TRAINING else 3) <= CACHED * l2
+    cached = elements * size * ((2 if operator == TRAINING else 3) + third + (a.addend_delta is not NULL)
+                                ) <= CACHED * l2
     p.runs = a.s >= max(RUN, 64 // size)  # a cache line has no more than two channels
     p.far = not cached
     p.merge = p.per_run = p.width = p.length = p.together = 1
@@ -172,7 +193,7 @@ cdef inline void plan_rows(Plan* p, Py_ssize_t channel, bint cached) noexcept no
 cdef inline void plan_tiles(Plan* p, Py_ssize_t size) noexcept nogil:
     """Tiles of one chunk: as many channels as leave room in L2."""
     cdef Py_ssize_t length = min(p.length, p.s) if p.runs else p.s
-    cdef Py_ssize_t channel = 2 * size * min(p.chunk_rows, p.n) * length
+    cdef Py_ssize_t channel = (2 + p.third) * size * min(p.chunk_rows, p.n) * length
     if p.merge > 1:  # rows of all channels
         p.width = p.c
     else:

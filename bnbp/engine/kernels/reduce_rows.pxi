@@ -14,6 +14,8 @@ cdef struct Accumulators:  # of the positions of a row, LANES of them in registe
     double* delta_lo
     double* product_lo
     const double* shift      # the means, negated
+    void* low                # the bounds of `v`, in the type of the data or float32
+    void* high
     float* half_delta        # of 16-bit numbers: the sums of the last few rows
     float* half_product
     float* half_shift
@@ -50,40 +52,47 @@ cdef inline void end_columns(LaneSums[real]* sums, const Accumulators* a, Py_ssi
 cdef inline void reduce_columns(
     const real* x,          # IN  (rows, count), with a pitch
     const real* dy,         # IN
+    const real* v,          # IN
     Py_ssize_t rows, Py_ssize_t pitch, Py_ssize_t count, Py_ssize_t ahead,
     const Accumulators* a,  # IN OUT (count)
-    bint statistics, bint begins, bint ends,
+    bint statistics, bint masked, bint begins, bint ends,
 ) noexcept nogil:
     """Adds a few rows to the accumulators of their positions."""
     cdef LaneSums[real] sums, more
     cdef lanes[real] shift, shift_more
+    cdef Bounds[real] bounds, bounds_more
     cdef Py_ssize_t i = 0, row, at, some
     cdef double unit = one()
     while i + 2 * LANES <= count:
         begin_columns(&sums, &shift, a, i, begins, <real> 0)
         begin_columns(&more, &shift_more, a, i + LANES, begins, <real> 0)
+        if masked:
+            load_bounds(bounds, a.low, a.high, i)
+            load_bounds(bounds_more, a.low, a.high, i + LANES)
         for row in range(rows):
             at = row * pitch + i
-            look_ahead(x + at, dy + at, ahead, not statistics)
-            add_lanes(x + at, dy + at, &shift, &sums, statistics, unit)
+            look_ahead_to(x + at, dy + at, v + at, ahead, not statistics, masked)
+            add_some(x + at, dy + at, v + at, LANES, &shift, &bounds, &sums, statistics, masked, unit)
             at += LANES
-            look_ahead(x + at, dy + at, ahead, not statistics)
-            add_lanes(x + at, dy + at, &shift_more, &more, statistics, unit)
+            look_ahead_to(x + at, dy + at, v + at, ahead, not statistics, masked)
+            add_some(x + at, dy + at, v + at, LANES, &shift_more, &bounds_more, &more, statistics, masked, unit)
         end_columns(&sums, a, i, ends, <real> 0)
         end_columns(&more, a, i + LANES, ends, <real> 0)
         i += 2 * LANES
     while i < count:
         some = min(count - i, LANES)
         begin_columns(&sums, &shift, a, i, begins, <real> 0)
+        if masked:
+            load_bounds(bounds, a.low, a.high, i)
         if some == LANES:
             for row in range(rows):
                 at = row * pitch + i
-                look_ahead(x + at, dy + at, ahead, not statistics)
-                add_lanes(x + at, dy + at, &shift, &sums, statistics, unit)
+                look_ahead_to(x + at, dy + at, v + at, ahead, not statistics, masked)
+                add_some(x + at, dy + at, v + at, LANES, &shift, &bounds, &sums, statistics, masked, unit)
         else:
             for row in range(rows):
                 at = row * pitch + i
-                add_rest(x + at, dy + at, some, &shift, &sums, statistics, unit)
+                add_some(x + at, dy + at, v + at, some, &shift, &bounds, &sums, statistics, masked, unit)
         end_columns(&sums, a, i, ends, <real> 0)
         i += LANES
 
@@ -122,47 +131,60 @@ cdef inline void end_halves(Chain* chain, const Accumulators* a, Py_ssize_t i, b
 cdef inline void reduce_halves_columns(
     const real* x,          # IN  (rows, count), with a pitch
     const real* dy,         # IN
+    const real* v,          # IN
     Py_ssize_t rows, Py_ssize_t pitch, Py_ssize_t count,
     const Accumulators* a,  # IN OUT (count)
-    bint begins, bint second, bint ends,
+    bint masked, bint begins, bint second, bint ends,
 ) noexcept nogil:
     """The same for 16-bit numbers, a few of the rows that a chain adds up: the `second` of two, or the first."""
     cdef Chain chain, more
     cdef float_lanes shift, shift_more
+    cdef Bounds[real] bounds, bounds_more
     cdef Py_ssize_t i = 0, row, at, some
     while i + 2 * LANES <= count:
         begin_halves(&chain, &shift, a, i, begins)
         begin_halves(&more, &shift_more, a, i + LANES, begins)
+        if masked:
+            load_bounds(bounds, a.low, a.high, i)
+            load_bounds(bounds_more, a.low, a.high, i + LANES)
         for row in range(rows):
             at = row * pitch + i
-            add_halves(x + at, dy + at, LANES, &shift, &chain)
+            add_halves(x + at, dy + at, v + at, LANES, &shift, &bounds, masked, &chain)
             at += LANES
-            add_halves(x + at, dy + at, LANES, &shift_more, &more)
+            add_halves(x + at, dy + at, v + at, LANES, &shift_more, &bounds_more, masked, &more)
         end_halves(&chain, a, i, second, ends)
         end_halves(&more, a, i + LANES, second, ends)
         i += 2 * LANES
     while i < count:
         some = min(count - i, LANES)
         begin_halves(&chain, &shift, a, i, begins)
+        if masked:
+            load_bounds(bounds, a.low, a.high, i)
         for row in range(rows):
             at = row * pitch + i
-            add_halves(x + at, dy + at, some, &shift, &chain)
+            add_halves(x + at, dy + at, v + at, some, &shift, &bounds, masked, &chain)
         end_halves(&chain, a, i, second, ends)
         i += LANES
 
 
-cdef inline void halves_of(const real* x, const real* dy, Py_ssize_t rows, Py_ssize_t pitch, Py_ssize_t count,
-                           const Accumulators* a, bint begins, bint second, bint ends) noexcept nogil:
+cdef inline void halves_of(const real* x, const real* dy, const real* v, Py_ssize_t rows, Py_ssize_t pitch,
+                           Py_ssize_t count, const Accumulators* a, bint masked, bint begins, bint second, bint ends
+                           ) noexcept nogil:
     if real is float16 or real is bfloat16:
-        reduce_halves_columns(x, dy, rows, pitch, count, a, begins, second, ends)
+        if masked:
+            reduce_halves_columns(x, dy, v, rows, pitch, count, a, True, begins, second, ends)
+        else:
+            reduce_halves_columns(x, dy, x, rows, pitch, count, a, False, begins, second, ends)
 
 
 cdef void reduce_rows(
     const real* x,          # IN
     const real* dy,         # IN
+    const real* v,          # IN
     Task t,
     const Plan* p,
     const double* means,    # IN  (t.c1 - t.c0), and room for LANES more
+    const Channels* own,    # IN  (t.c1 - t.c0)
     bint statistics,
     double[:, :, ::1]& partial,  # OUT
 ) noexcept nogil:
@@ -170,6 +192,7 @@ cdef void reduce_rows(
     cdef double[POSITIONS + 16] delta, delta_lo, product, product_lo, shift
     cdef bint halves = sizeof(real) == 2 and not statistics
     cdef float[POSITIONS + 16] half_shift
+    cdef double[POSITIONS + 16] low, high
     cdef Accumulators a
     cdef Py_ssize_t i, k, c, count, length, row = 0, position = 0, left = TERMS, ahead = 0, s = p.s
     cdef Py_ssize_t channels = t.c1 - t.c0, rows = t.rows - (t.last < t.length), repeat = channels * s
@@ -180,6 +203,7 @@ cdef void reduce_rows(
     cdef bint aside = real is not double and t.rows >= TERMS and not halves
     a.delta, a.delta_lo, a.product, a.product_lo = delta, delta_lo, product, product_lo
     a.shift, a.half_shift = shift, half_shift
+    a.low, a.high = low, high
     if p.far and not halves and (statistics or t.length * sizeof(real) >= PAGE):
         ahead = group * t.pitch
     elif p.far:
@@ -197,6 +221,14 @@ cdef void reduce_rows(
     while position < t.length:
         shift[position] = shift[position - repeat]
         position += 1
+    if p.masked:
+        position = 0
+        while position < t.length:
+            for c in range(channels):
+                for i in range(s):
+                    set_own(low, position, own.wide[LOW][c], <real> 0)
+                    set_own(high, position, own.wide[HIGH][c], <real> 0)
+                    position += 1
     if aside or real is double:
         memset(delta_lo, 0, t.length * sizeof(double))
         memset(product_lo, 0, t.length * sizeof(double))
@@ -217,14 +249,17 @@ cdef void reduce_rows(
             second = row // TOGETHER % 2 == 1 and row < rows
             a.half_delta = half_delta + second * (POSITIONS + LANES)
             a.half_product = half_product + second * (POSITIONS + LANES)
-            halves_of(x, dy, count, t.pitch, length, &a, row % TOGETHER == 0 or row == rows, second,
+            halves_of(x, dy, v, count, t.pitch, length, &a, p.masked, row % TOGETHER == 0 or row == rows, second,
                       (row + count) % (2 * TOGETHER) == 0 or row + count == rows or row + count == t.rows)
         elif statistics:
-            reduce_columns(x, x, count, t.pitch, length, ahead, &a, True, row == 0, ends)
+            reduce_columns(x, x, x, count, t.pitch, length, ahead, &a, True, False, row == 0, ends)
+        elif p.masked:
+            reduce_columns(x, dy, v, count, t.pitch, length, ahead, &a, False, True, row == 0, ends)
         else:
-            reduce_columns(x, dy, count, t.pitch, length, ahead, &a, False, row == 0, ends)
+            reduce_columns(x, dy, x, count, t.pitch, length, ahead, &a, False, False, row == 0, ends)
         x += count * t.pitch
         dy += count * t.pitch
+        v += count * t.pitch
         row += count
     # First what was put aside, then rows that were taken as one, then the positions of a channel.
     if aside:
@@ -251,6 +286,7 @@ cdef void reduce_rows(
 cdef void reduce_task(
     const real[:, :, ::1]& x,       # IN
     const real[:, :, ::1]& dy,      # IN
+    const real[:, :, ::1]& v,       # IN
     const Channels* channels,       # IN  (C)
     double[:, :, ::1]& partial,     # OUT (chunks, 4, C), as of `reduce_runs`
     const Plan* p,
@@ -259,14 +295,15 @@ cdef void reduce_task(
     cdef const real* x0 = &x[t.n0, t.c0, 0]
     cdef const real* dy0 = &dy[t.n0, t.c0, 0]
     cdef double[POSITIONS] shift
+    cdef Channels own = channels_from(channels, t.c0)
     cdef Py_ssize_t c
     if p.operator != TRAINING:
-        reduce_rows(x0, dy0, t, p, channels.mean + t.c0, False, partial)
+        reduce_rows(x0, dy0, &v[t.n0, t.c0, 0], t, p, own.mean, &own, False, partial)
         if real is float16 or real is bfloat16:
-            redo_overflown(x, dy, channels, partial, p, t.chunk, t.c0, t.c1)
+            redo_overflown(x, dy, v, channels, partial, p, t.chunk, t.c0, t.c1)
         return
     for c in range(t.c1 - t.c0):
         shift[c] = x0[c * p.s]
-    reduce_rows(x0, x0, t, p, shift, True, partial)
+    reduce_rows(x0, x0, x0, t, p, shift, &own, True, partial)
     for c in range(t.c1 - t.c0):
         finish_chunk(partial, t.chunk, t.c0 + c, shift[c], count_of(p, t.chunk))

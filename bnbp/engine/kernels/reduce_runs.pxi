@@ -25,29 +25,34 @@ cdef inline void finish_chunk(double[:, :, ::1]& partial, Py_ssize_t chunk, Py_s
              (partial[chunk, 1, c] - square.hi) + (partial[chunk, 3, c] - square.lo))
 
 
-cdef inline void reduce_part(const real* x, const real* dy, Py_ssize_t count, Py_ssize_t ahead, double mean,
-                             const lanes[real]* shift, LaneSums[real]* sums, bint statistics, bint wide, double unit
-                             ) noexcept nogil:
+cdef inline void reduce_part(const real* x, const real* dy, const real* v, Py_ssize_t count, Py_ssize_t ahead,
+                             double mean, const lanes[real]* shift, const Bounds[real]* bounds, LaneSums[real]* sums,
+                             bint statistics, bint masked, bint wide, double unit) noexcept nogil:
     """Adds a part of a run: whole lanes and, if it is the end, the rest. `wide`: 16-bit numbers in float64 as well."""
     cdef Py_ssize_t i, whole_lanes = count - count % LANES
     if real is float16 or real is bfloat16:
         if not (statistics or wide):
-            reduce_halves(x, dy, count, ahead, <float> -mean, sums)
+            reduce_halves(x, dy, v, count, ahead, <float> -mean, bounds, masked, sums)
             return
     for i in range(0, whole_lanes, 16):
-        look_ahead(x + i, dy + i, ahead, not statistics)
-        add_lanes(x + i, dy + i, shift, sums, statistics, unit)
+        look_ahead_to(x + i, dy + i, v + i, ahead, not statistics, masked)
+        add_some(x + i, dy + i, v + i, LANES, shift, bounds, sums, statistics, masked, unit)
     if whole_lanes < count:
-        add_rest(x + whole_lanes, dy + whole_lanes, count - whole_lanes, shift, sums, statistics, unit)
+        i = whole_lanes
+        add_some(x + i, dy + i, v + i, count - i, shift, bounds, sums, statistics, masked, unit)
 
 
-cdef inline void reduce_block_as(const real* x, const real* dy, Py_ssize_t count, Py_ssize_t ahead, double mean,
-                                 bint statistics, bint ends, double* memory) noexcept nogil:
+cdef inline void reduce_block_as(const real* x, const real* dy, const real* v, Py_ssize_t count, Py_ssize_t ahead,
+                                 double mean, double low, double high, bint statistics, bint masked, bint ends,
+                                 double* memory) noexcept nogil:
     cdef LaneSums[real] sums
     cdef lanes[real] shift
+    cdef Bounds[real] bounds
     fill(shift, -mean)
+    if masked:
+        fill_bounds(bounds, low, high)
     load_sums(&sums, memory, False, <real> 0)
-    reduce_part(x, dy, count, ahead, mean, &shift, &sums, statistics, False, one())
+    reduce_part(x, dy, v, count, ahead, mean, &shift, &bounds, &sums, statistics, masked, False, one())
     store_sums(memory, &sums, False, <real> 0)
     if ends:
         load_sums(&sums, memory, True, <real> 0)
@@ -55,16 +60,19 @@ cdef inline void reduce_block_as(const real* x, const real* dy, Py_ssize_t count
         store_sums(memory, &sums, True, <real> 0)
 
 
-cdef void reduce_block(const real* x, const real* dy, Py_ssize_t count, Py_ssize_t ahead, double mean, bint statistics,
-                       bint ends, double* memory) noexcept nogil:
+cdef void reduce_block(const real* x, const real* dy, const real* v, Py_ssize_t count, Py_ssize_t ahead, double mean,
+                       double low, double high, bint statistics, bint masked, bint ends, double* memory
+                       ) noexcept nogil:
     """Adds a block of a run, or less, to the lanes' sums, and asks for what comes `ahead` elements later.
 
     `ends`: with it the terms that are summed together end.
     """
     if statistics:
-        reduce_block_as(x, x, count, ahead, mean, True, ends, memory)
+        reduce_block_as(x, x, x, count, ahead, mean, low, high, True, False, ends, memory)
+    elif masked:
+        reduce_block_as(x, dy, v, count, ahead, mean, low, high, False, True, ends, memory)
     else:
-        reduce_block_as(x, dy, count, ahead, mean, False, ends, memory)
+        reduce_block_as(x, dy, x, count, ahead, mean, low, high, False, False, ends, memory)
 
 
 cdef inline void keep_sums(double* memory, const LaneSums[real]* sums, real tag) noexcept nogil:
@@ -76,25 +84,31 @@ cdef inline void keep_sums(double* memory, const LaneSums[real]* sums, real tag)
         half_sum(memory + LANES, sums.product_lo + sums.product)
 
 
-cdef inline void reduce_channels_as(const real* x, const real* dy, Py_ssize_t rows, Py_ssize_t pitch, Py_ssize_t count,
-                                    Py_ssize_t ahead, Py_ssize_t step, Py_ssize_t together, Py_ssize_t channels,
-                                    const double* mean, bint statistics, bint wide, double* memory) noexcept nogil:
+cdef inline void reduce_channels_as(const real* x, const real* dy, const real* v, Py_ssize_t rows, Py_ssize_t pitch,
+                                    Py_ssize_t count, Py_ssize_t ahead, Py_ssize_t step, Py_ssize_t together,
+                                    Py_ssize_t channels, const double* mean, const double* low, const double* high,
+                                    bint statistics, bint masked, bint wide, double* memory) noexcept nogil:
     cdef LaneSums[real] sums
     cdef lanes[real] shift
+    cdef Bounds[real] bounds
     cdef Py_ssize_t q, row, i, at, left
     cdef double unit = one()
     for q in range(channels):
         fill(shift, -mean[q])
+        if masked:
+            fill_bounds(bounds, low[q], high[q])
         clear_sums(&sums, <real> 0)
         left = together
         at = q * step
         for row in range(rows):
             i = 0
             while count - i > PIECE:
-                reduce_part(x + at + i, dy + at + i, PIECE, ahead, mean[q], &shift, &sums, statistics, wide, unit)
+                reduce_part(x + at + i, dy + at + i, v + at + i, PIECE, ahead, mean[q], &shift, &bounds, &sums,
+                            statistics, masked, wide, unit)
                 put_aside(&sums, <real> 0)
                 i += PIECE
-            reduce_part(x + at + i, dy + at + i, count - i, ahead, mean[q], &shift, &sums, statistics, wide, unit)
+            reduce_part(x + at + i, dy + at + i, v + at + i, count - i, ahead, mean[q], &shift, &bounds, &sums,
+                        statistics, masked, wide, unit)
             at += pitch
             left -= 1
             if left == 0:
@@ -106,19 +120,28 @@ cdef inline void reduce_channels_as(const real* x, const real* dy, Py_ssize_t ro
 cdef void reduce_channels(
     const real* x,          # IN  (rows, channels, count), with a pitch and a step
     const real* dy,         # IN
+    const real* v,          # IN
     Py_ssize_t rows, Py_ssize_t pitch, Py_ssize_t count, Py_ssize_t ahead, Py_ssize_t step, Py_ssize_t together,
     Py_ssize_t channels,
     const double* mean,     # IN  (channels)
-    bint statistics, bint wide,
+    const double* low,      # IN  (channels): the bounds of `v`, if masked
+    const double* high,     # IN  (channels)
+    bint statistics, bint masked, bint wide,
     double* memory,         # OUT (channels, 4, LANES)
 ) noexcept nogil:
     """The sums of a few channels in a chunk, each in registers from start to end."""
     if statistics:
-        reduce_channels_as(x, x, rows, pitch, count, ahead, step, together, channels, mean, True, False, memory)
+        reduce_channels_as(x, x, x, rows, pitch, count, ahead, step, together, channels, mean, low, high, True, False,
+                           False, memory)
     elif wide:
-        reduce_channels_as(x, dy, rows, pitch, count, ahead, step, together, channels, mean, False, True, memory)
+        reduce_channels_as(x, dy, v, rows, pitch, count, ahead, step, together, channels, mean, low, high, False, masked,
+                           True, memory)
+    elif masked:
+        reduce_channels_as(x, dy, v, rows, pitch, count, ahead, step, together, channels, mean, low, high, False, True,
+                           False, memory)
     else:
-        reduce_channels_as(x, dy, rows, pitch, count, ahead, step, together, channels, mean, False, False, memory)
+        reduce_channels_as(x, dy, x, rows, pitch, count, ahead, step, together, channels, mean, low, high, False, False,
+                           False, memory)
 
 
 cdef inline void collect(double* memory, real tag) noexcept nogil:
@@ -148,9 +171,9 @@ cdef inline void fold_channels(double* memory, Py_ssize_t count, double[:, :, ::
             finish_chunk(partial, chunk, c + k, shift[k], count_of(p, chunk))
 
 
-cdef void redo_overflown(const real[:, :, ::1]& x, const real[:, :, ::1]& dy, const Channels* channels,
-                         double[:, :, ::1]& partial, const Plan* p, Py_ssize_t chunk, Py_ssize_t c0, Py_ssize_t c1
-                         ) noexcept nogil:
+cdef void redo_overflown(const real[:, :, ::1]& x, const real[:, :, ::1]& dy, const real[:, :, ::1]& v,
+                         const Channels* channels, double[:, :, ::1]& partial, const Plan* p, Py_ssize_t chunk,
+                         Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
     """Computes again, all in float64, the sums of a chunk that float32 has had no number for."""
     cdef double[4 * 4 * LANES] memory
     cdef Py_ssize_t c, n0 = chunk // p.per_run * p.chunk_rows, s0 = chunk % p.per_run * p.length
@@ -159,15 +182,16 @@ cdef void redo_overflown(const real[:, :, ::1]& x, const real[:, :, ::1]& dy, co
     for c in range(c0, c1):
         if partial[chunk, 0, c] - partial[chunk, 0, c] != 0 or partial[chunk, 1, c] - partial[chunk, 1, c] != 0:
             memset(memory, 0, sizeof(memory))
-            reduce_channels(&x[n0, c, s0], &dy[n0, c, s0], min(p.chunk_rows, p.n - n0), p.c * p.s,
-                            min(p.s - s0, p.length) if p.runs else p.s, 0, 0, p.together, 1, &channels.mean[c], False,
-                            True, memory)
+            reduce_channels(&x[n0, c, s0], &dy[n0, c, s0], &v[n0, c, s0], min(p.chunk_rows, p.n - n0), p.c * p.s,
+                            min(p.s - s0, p.length) if p.runs else p.s, 0, 0, p.together, 1, channels.mean + c,
+                            channels.wide[LOW] + c, channels.wide[HIGH] + c, False, p.masked, True, memory)
             fold_channels(memory, 1, partial, p, chunk, c, memory, <real> 0)
 
 
 cdef void reduce_runs(
     const real[:, :, ::1]& x,       # IN
     const real[:, :, ::1]& dy,      # IN
+    const real[:, :, ::1]& v,       # IN
     const Channels* channels,       # IN  (C)
     double[:, :, ::1]& partial,     # OUT (chunks, 4, C): the sums of each chunk and their rest; of statistics, mean, m2
     const Plan* p,
@@ -179,6 +203,7 @@ cdef void reduce_runs(
     cdef Py_ssize_t far = AHEAD // <Py_ssize_t> sizeof(real) if p.far else 0
     cdef const real* x0 = &x[n0, c0, s0]
     cdef const real* dy0 = &dy[n0, c0, s0]
+    cdef const real* v0 = &v[n0, c0, s0]
     cdef double[4 * 4 * LANES] memory
     cdef double[4] shift
     for c in range(c0, c1, 4):
@@ -187,10 +212,12 @@ cdef void reduce_runs(
         count = min(c1 - c, 4)
         for k in range(count):
             shift[k] = x0[k * p.s] if p.operator == TRAINING else channels.mean[c + k]
-        reduce_channels(x0, dy0, rows, p.c * p.s, length, far, p.s, p.together, count, shift, p.operator == TRAINING,
-                        False, memory)
+        reduce_channels(x0, dy0, v0, rows, p.c * p.s, length, far, p.s, p.together, count, shift,
+                        channels.wide[LOW] + c, channels.wide[HIGH] + c, p.operator == TRAINING, p.masked, False,
+                        memory)
         fold_channels(memory, count, partial, p, chunk, c, shift, <real> 0)
         x0 += 4 * p.s
         dy0 += 4 * p.s
+        v0 += 4 * p.s
     if real is float16 or real is bfloat16:
-        redo_overflown(x, dy, channels, partial, p, chunk, c0, c1)
+        redo_overflown(x, dy, v, channels, partial, p, chunk, c0, c1)

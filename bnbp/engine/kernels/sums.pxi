@@ -68,12 +68,34 @@ cdef inline void add_rest(const real* x, const real* dy, Py_ssize_t count, const
             add_quarter(x, dy, min(count - 12, 4), 3, shift, sums, statistics, unit)
 
 
+cdef inline void add_some(const real* x, const real* dy, const real* v, Py_ssize_t count, const lanes[real]* shift,
+                          const Bounds[real]* bounds, LaneSums[real]* sums, bint statistics, bint masked, double unit
+                          ) noexcept nogil:
+    """Adds LANES elements side by side to their sums, or less; `masked`: of dy where `v` is between the bounds."""
+    cdef real[16] line
+    if masked:
+        load_between(line, dy, v, count, bounds[0])
+        dy = line
+    if count == LANES:
+        add_lanes(x, dy, shift, sums, statistics, unit)
+    else:
+        add_rest(x, dy, count, shift, sums, statistics, unit)
+
+
 cdef inline void look_ahead(const real* x, const real* dy, Py_ssize_t ahead, bint both) noexcept nogil:
     """Asks for the LANES elements that come `ahead` elements later, if that is not 0."""
     if ahead:
         prefetch(x + ahead, LANES * sizeof(real))
         if both:
             prefetch(dy + ahead, LANES * sizeof(real))
+
+
+cdef inline void look_ahead_to(const real* x, const real* dy, const real* v, Py_ssize_t ahead, bint both, bint masked
+                               ) noexcept nogil:
+    """The same with `v`, if that is a tensor of its own."""
+    look_ahead(x, dy, ahead, both)
+    if masked and ahead and v is not x:
+        prefetch(v + ahead, LANES * sizeof(real))
 
 
 cdef inline void clear_sums(LaneSums[real]* sums, real tag) noexcept nogil:

@@ -7,7 +7,9 @@
 cdef void sweep(
     const real[:, :, ::1]& x,       # IN
     const real[:, :, ::1]& dy,      # IN
-    const real[:, :, ::1]& dx,      # OUT, may be x or dy
+    const real[:, :, ::1]& v,       # IN
+    const real[:, :, ::1]& dx,      # OUT, may be one of them
+    const real[:, :, ::1]& da,      # OUT, may be one of them
     const Channels* channels,       # IN  (C)
     double[:, :, ::1]& partial,     # OUT (chunks, 4, C), as of `reduce_runs`
     const Plan* p,
@@ -25,27 +27,29 @@ cdef void sweep(
     cdef Py_ssize_t n, q, i, count, last, stop, ahead, near, block = block_of(<real> 0)
     cdef Py_ssize_t far = AHEAD // <Py_ssize_t> sizeof(real) if p.far else 0
     cdef Channels applied = channels_from(channels, a0)
+    cdef Channels reduced = channels_from(channels, r0)
     cdef Cursor cursor
-    cdef const real* ax
-    cdef const real* ady
+    cdef Tensors[real] at
     cdef const real* rx
     cdef const real* rdy
-    cdef real* to
+    cdef const real* rv
     memset(memory, 0, (r1 - r0 + 3) // 4 * 4 * 4 * LANES * sizeof(double))
     for q in range(r1 - r0):
-        shift[q] = x[n0, r0 + q, s0] if statistics else channels.mean[r0 + q]
+        shift[q] = x[n0, r0 + q, s0] if statistics else reduced.mean[q]
     for n in range(n0, min(n0 + p.chunk_rows, p.n)):
         rx = &x[n, 0, 0] + r0 * p.s + s0
         rdy = &dy[n, 0, 0] + r0 * p.s + s0
-        ady = &dy[n, 0, 0] + a0 * p.s
-        ax = ady if p.operator == INFERENCE_BACKPROP else &x[n, 0, 0] + a0 * p.s
-        to = <real*> &dx[n, 0, 0] + a0 * p.s
+        rv = &v[n, 0, 0] + r0 * p.s + s0
+        at.x = &dy[n, 0, 0] if p.operator == INFERENCE_BACKPROP else &x[n, 0, 0]
+        at.dy, at.v = &dy[n, 0, 0], &v[n, 0, 0]
+        at.to, at.also = <real*> &dx[n, 0, 0], <real*> &da[n, 0, 0]
+        advance(at, a0 * p.s)
         # What it applies to, in elements of the row from channel a0 on.
-        cursor = start_of(to, s0, p.s, p.streams and a0 < a1 and (follows or s0 > 0))
+        cursor = start_of(at.to, s0, p.s, p.streams and a0 < a1 and (follows or s0 > 0))
         last = 0 if a0 == a1 else s0 + length if p.per_run > 1 else (a1 - a0) * p.s
         if p.streams and a0 < a1 and (followed or last < (a1 - a0) * p.s):
-            last -= past_line(to + last)
-        stop = cursor.at + block - past_line(to + cursor.at)  # so that blocks end where lines do
+            last -= past_line(at.to + last)
+        stop = cursor.at + block - past_line(at.to + cursor.at)  # so that blocks end where lines do
         # What it asks for ahead. Past the end of the unit's row comes its next one, or the first of the next unit.
         ahead = min(far, segment)
         near = segment - s0 - ahead
@@ -53,7 +57,7 @@ cdef void sweep(
         q = i = 0
         while cursor.at < last or q < r1 - r0:
             if cursor.at < last:
-                apply_block(ax, ady, to, min(stop, last), p.s, 0, &applied, normalize, p.streams, &cursor)
+                apply_block(at, min(stop, last), p.s, 0, &applied, normalize, p.extras, p.streams, &cursor)
                 stop += block
             if q < r1 - r0:
                 count = min(length - i, block)
@@ -61,9 +65,11 @@ cdef void sweep(
                     near = p.c * p.s
                     ahead += pitch - segment if n + 1 < p.n else -(p.n - 1) * pitch
                 ends = (i + count) % PIECE == 0 if i + count < length else row_ends
-                reduce_block(rx, rdy, count, ahead, shift[q], statistics, ends, memory + q * 4 * LANES)
+                reduce_block(rx, rdy, rv, count, ahead, shift[q], reduced.wide[LOW][q], reduced.wide[HIGH][q],
+                             statistics, p.masked, ends, memory + q * 4 * LANES)
                 rx += count
                 rdy += count
+                rv += count
                 near -= count
                 i += count
                 if i == length:
@@ -74,4 +80,4 @@ cdef void sweep(
             collect(memory + i * 4 * LANES, <real> 0)
         fold_channels(memory + q * 4 * LANES, min(r1 - r0 - q, 4), partial, p, chunk, r0 + q, &shift[q], <real> 0)
     if real is float16 or real is bfloat16:
-        redo_overflown(x, dy, channels, partial, p, chunk, r0, r1)
+        redo_overflown(x, dy, v, channels, partial, p, chunk, r0, r1)

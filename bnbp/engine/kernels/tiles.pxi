@@ -73,12 +73,14 @@ cdef void tile_task(const bnbp_arguments* a, real* scratch, void* output, const 
     cdef Plan q = p[0]
     cdef Tile t
     cdef Py_ssize_t segments = (p.c + p.width - 1) // p.width, chunk = index // segments
+    cdef bint forward = p.operator == TRAINING or p.operator == INFERENCE
     cdef bint from_dy = p.operator == INFERENCE_BACKPROP and not reduces
-    cdef bint from_x = p.operator == TRAINING or p.operator == INFERENCE
-    cdef const real[:, :, ::1] x = None, dy = None
+    cdef bint from_x = not from_dy or (p.masked and not p.third), from_third = p.third and not (forward and reduces)
+    cdef const real[:, :, ::1] x = None, dy = None, v = None
     cdef double[:, :, ::1] sums = None
     cdef Channels own
     cdef real* second
+    cdef real* third
     t.n0, t.s0 = chunk // p.per_run * p.chunk_rows, chunk % p.per_run * p.length
     t.rows = min(p.chunk_rows, p.n - t.n0)
     t.length = min(p.length, p.s - t.s0) if p.runs else p.s
@@ -90,22 +92,29 @@ cdef void tile_task(const bnbp_arguments* a, real* scratch, void* output, const 
     q.far = q.streams = q.fused = q.tiled = False
 
     second = scratch + t.rows * t.width * t.length
-    if not from_dy:
+    third = second + t.rows * t.width * t.length if p.third else scratch
+    if from_x:
         move_tile(scratch, <void*> a.input, a.input_strides, a, &t, True)
-    if not from_x:
+    if not forward:
         move_tile(second, <void*> a.normalized_delta, a.normalized_delta_strides, a, &t, True)
-    VIEW(x, second if from_dy else scratch, t.rows, t.width, t.length, sizeof(real))
-    VIEW(dy, scratch if from_x else second, t.rows, t.width, t.length, sizeof(real))
+    if from_third:
+        move_tile(third, <void*> (a.addend if forward else a.forward_output), a.third_strides, a, &t, True)
+    VIEW(x, scratch, t.rows, t.width, t.length, sizeof(real))
+    VIEW(dy, scratch if forward else second, t.rows, t.width, t.length, sizeof(real))
+    VIEW(v, third, t.rows, t.width, t.length, sizeof(real))
     own = channels_from(channels, t.c0)
     if reduces:
         VIEW(sums, &partial[chunk, 0, t.c0], 1, 4, p.c, sizeof(double))
         if p.runs:
-            reduce_runs(x, dy, &own, sums, &q, 0, 0, t.width)
+            reduce_runs(x, dy, v, &own, sums, &q, 0, 0, t.width)
         else:
-            reduce_task(x, dy, &own, sums, &q, task_of(&q, 0, t.width, 0))
+            reduce_task(x, dy, v, &own, sums, &q, task_of(&q, 0, t.width, 0))
         return
     if p.runs:
-        apply_runs(x, dy, x, &own, &q, 0, 0, t.width, False, False)
+        apply_runs(x, dy, v, x, dy, &own, &q, 0, 0, t.width, False, False)
     else:
-        apply_task(x, dy, x, &own, &q, task_of(&q, 0, t.width, 0), p.operator != BACKPROP)
-    move_tile(<real*> &x[0, 0, 0], output, a.output_strides, a, &t, False)
+        apply_task(dy if from_dy else x, dy, v, x, dy, &own, &q, task_of(&q, 0, t.width, 0), p.operator != BACKPROP)
+    if output is not NULL:
+        move_tile(<real*> &x[0, 0, 0], output, a.output_strides, a, &t, False)
+    if p.extras & RETURNS:
+        move_tile(<real*> &dy[0, 0, 0], a.addend_delta, a.addend_delta_strides, a, &t, False)

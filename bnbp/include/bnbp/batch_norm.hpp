@@ -102,8 +102,8 @@ public:
         const Views<detail::MOST_INPUTS> views(inputs);
         call.check_inputs(views.first, inputs.size());
         std::vector<Tensor> outputs;
-        outputs.reserve(attributes_.signature->output_count);
-        for (std::size_t k = 0; k < attributes_.signature->output_count; ++k) {
+        outputs.reserve(call.output_count());
+        for (std::size_t k = 0; k < call.output_count(); ++k) {
             outputs.emplace_back(call.output_type(k), call.is_tensor(k) ? inputs[0].shape : Shape{call.channels()});
         }
         return outputs;
@@ -111,11 +111,12 @@ public:
 
     /// \brief Computes the outputs.
     ///
-    /// Everything is checked before the first write: a call that throws has changed nothing. The first output may
-    /// be the very memory of `input` or of `normalized_delta`. Needs no GIL; many threads may call at once.
+    /// Everything is checked before the first write: a call that throws has changed nothing. An output of the input's
+    /// shape may be the very memory of an input of that shape. Needs no GIL; many threads may call at once.
     /// \param outputs where to write, in the operator's order; a default-constructed Tensor is not computed
     /// \param inputs the inputs in the operator's order; `gamma` and `beta` may be default-constructed Tensors,
-    ///        which stand for ones and zeros
+    ///        which stand for ones and zeros, and so may those that the operator's table calls optional, or be left out
+    ///        at the end
     /// \param num_threads upper limit of the number of threads; 0 takes the default found when bnbp was imported
     /// \throws TypeError as validate_and_infer_types, and if an output is not of the inferred type
     /// \throws ValueError as validate_and_infer_types, and if an output has the wrong shape, is read-only, repeats an
@@ -146,12 +147,10 @@ protected:
         set_eps_value(epsilon);
     }
 
-    void set_whole_count(std::int64_t count) { attributes_.set_count(count); }
-    std::int64_t whole_count() const { return attributes_.count; }
+    detail::Attributes attributes_;
     /// \endcond
 
 private:
-    detail::Attributes attributes_;
 
     /// Views of as many tensors as an operator has, which is all that are looked at if there are more.
     template <std::size_t most> struct Views {
@@ -164,6 +163,33 @@ private:
     };
 };
 
+/// \brief What the operators share that an activation and an addition may follow, or the gradient of one.
+///
+/// The forward operators compute `activation(batch norm + addend)`. The gradients first set `normalized_delta` to 0
+/// where the activation is flat, that is where the forward output is `<= 0` or, for relu6, `>= 6`.
+class BatchNormActivated : public BatchNormBase {
+public:
+    /// \brief What is applied to the forward operator's output.
+    /// \return the attribute `activation`
+    Activation get_activation() const { return attributes_.activation; }
+
+    /// \brief Sets what is applied to the forward operator's output.
+    /// \param activation with one, the forward operator normalises with mean and variance as it returns them
+    void set_activation(Activation activation) { attributes_.activation = activation; }
+
+    /// \brief Whether a tensor is added before the activation.
+    /// \return the attribute `addend`
+    bool get_addend() const { return attributes_.addend; }
+
+    /// \brief Sets whether a tensor is added before the activation.
+    /// \param addend the forward operators then have `addend` as their last input, the gradients `addend_delta` as their
+    ///        last output
+    void set_addend(bool addend) { attributes_.addend = addend; }
+
+protected:
+    using BatchNormBase::BatchNormBase;
+};
+
 /// \brief Normalises a batch with its own mean and variance.
 ///
 /// | Inputs | Shape | Outputs | Shape |
@@ -171,14 +197,15 @@ private:
 /// | `input` | (N, C, ...) | `normalized` | that of `input` |
 /// | `gamma`, or none for ones | (C) | `batch_mean` | (C) |
 /// | `beta`, or none for zeros | (C) | `batch_variance`, biased | (C) |
-class BatchNormTraining : public BatchNormBase {
+/// | `addend`, with the attribute | that of `input` | | |
+class BatchNormTraining : public BatchNormActivated {
 public:
     /// \brief The operator with its attributes.
     /// \param epsilon added to the variance before the square root; finite and >= 0
     /// \param channel_axis the axis of `input` that the channels are on; negative ones count from the end
     /// \throws ValueError if epsilon is negative, infinite or not a number
     explicit BatchNormTraining(double epsilon = 1e-5, std::int64_t channel_axis = 1)
-        : BatchNormBase(detail::training_signature(), epsilon, channel_axis) {}
+        : BatchNormActivated(detail::training_signature(), epsilon, channel_axis) {}
 };
 
 /// \brief The gradient of BatchNormTraining, through the batch's mean and variance as well.
@@ -189,13 +216,17 @@ public:
 /// | `gamma`, or none for ones | (C) | `gamma_delta` | (C) |
 /// | `beta`, or none; not used | (C) | `beta_delta` | (C) |
 /// | `mean`, as BatchNormTraining gave it | (C) | | |
-/// | `variance`, likewise | (C) | | |
+/// | `variance`, likewise | (C) | `addend_delta`, with the attribute `addend` | that of `input` |
 /// | `normalized_delta` | that of `input` | | |
-class BatchNormTrainingBackprop : public BatchNormBase {
+/// | `normalized`, optional | that of `input` | | |
+///
+/// Where the activation is flat follows from `normalized`, the forward operator's output. Without it, it is computed
+/// again from the other inputs, with the same result bit for bit; with an addend it must be given.
+class BatchNormTrainingBackprop : public BatchNormActivated {
 public:
     /// \copydoc BatchNormTraining::BatchNormTraining
     explicit BatchNormTrainingBackprop(double epsilon = 1e-5, std::int64_t channel_axis = 1)
-        : BatchNormBase(detail::training_backprop_signature(), epsilon, channel_axis) {}
+        : BatchNormActivated(detail::training_backprop_signature(), epsilon, channel_axis) {}
 };
 
 /// \brief Mean and variance of a batch, or of a part of one, as numbers that can be merged.
@@ -223,13 +254,20 @@ public:
 /// | `input` | (N, C, ...) | `delta_sum`, that of `normalized_delta` | (C), f64 |
 /// | `mean`, of the whole batch | (C) | `delta_centered_sum`, of `normalized_delta * (input - mean)` | (C), f64 |
 /// | `normalized_delta` | that of `input` | | |
+/// | `gamma`, optional | (C) | | |
+/// | `beta`, optional | (C) | | |
+/// | `variance`, optional | (C) | | |
+/// | `normalized`, optional | that of `input` | | |
 ///
-/// The sums of two parts are added.
-class BatchNormTrainingBackpropReduce : public BatchNormBase {
+/// The sums of two parts are added. Only an activation needs the optional inputs: `normalized`, or the three others and
+/// the attribute epsilon.
+class BatchNormTrainingBackpropReduce : public BatchNormActivated {
 public:
-    /// \copydoc BatchNormTrainingStatistics::BatchNormTrainingStatistics
-    explicit BatchNormTrainingBackpropReduce(std::int64_t channel_axis = 1)
-        : BatchNormBase(detail::training_backprop_reduce_signature(), 0, channel_axis) {}
+    /// \brief The operator with its attributes.
+    /// \param channel_axis the axis of `input` that the channels are on; negative ones count from the end
+    /// \param epsilon as in the whole operator; only an activation needs it
+    explicit BatchNormTrainingBackpropReduce(std::int64_t channel_axis = 1, double epsilon = 1e-5)
+        : BatchNormActivated(detail::training_backprop_reduce_signature(), epsilon, channel_axis) {}
 };
 
 /// \brief The second half of BatchNormTrainingBackprop: the gradient of a part of a batch from the whole batch's sums.
@@ -240,11 +278,12 @@ public:
 /// | `gamma`, or none for ones | (C) | `gamma_delta` | (C) |
 /// | `beta`, or none; not used | (C) | `beta_delta` | (C) |
 /// | `mean`, of the whole batch | (C) | | |
-/// | `variance`, likewise | (C) | | |
+/// | `variance`, likewise | (C) | `addend_delta`, with the attribute `addend` | that of `input` |
 /// | `normalized_delta` | that of `input` | | |
 /// | `delta_sum`, of the whole batch | (C), f64 | | |
 /// | `delta_centered_sum`, likewise | (C), f64 | | |
-class BatchNormTrainingBackpropApply : public BatchNormBase {
+/// | `normalized`, optional | that of `input` | | |
+class BatchNormTrainingBackpropApply : public BatchNormActivated {
 public:
     /// \brief The operator with its attributes.
     /// \param count the number of elements of a channel in the whole batch
@@ -252,18 +291,18 @@ public:
     /// \param channel_axis the axis of `input` that the channels are on; negative ones count from the end
     /// \throws ValueError if count is negative, or epsilon is negative, infinite or not a number
     explicit BatchNormTrainingBackpropApply(std::int64_t count, double epsilon = 1e-5, std::int64_t channel_axis = 1)
-        : BatchNormBase(detail::training_backprop_apply_signature(), epsilon, channel_axis) {
+        : BatchNormActivated(detail::training_backprop_apply_signature(), epsilon, channel_axis) {
         set_count(count);
     }
 
     /// \brief The number of elements of a channel in the whole batch.
     /// \return the attribute `count`
-    std::int64_t get_count() const { return whole_count(); }
+    std::int64_t get_count() const { return attributes_.count; }
 
     /// \brief Sets the number of elements of a channel in the whole batch.
     /// \param count at least that of the input that will come
     /// \throws ValueError if it is negative
-    void set_count(std::int64_t count) { set_whole_count(count); }
+    void set_count(std::int64_t count) { attributes_.set_count(count); }
 };
 
 /// \brief Normalises with a mean and a variance that are given.
@@ -275,22 +314,23 @@ public:
 /// | `beta`, or none for zeros | (C) | | |
 /// | `mean` | (C) | | |
 /// | `variance` | (C) | | |
-class BatchNormInference : public BatchNormBase {
+/// | `addend`, with the attribute | that of `input` | | |
+class BatchNormInference : public BatchNormActivated {
 public:
     /// \copydoc BatchNormTraining::BatchNormTraining
     explicit BatchNormInference(double epsilon = 1e-5, std::int64_t channel_axis = 1)
-        : BatchNormBase(detail::inference_signature(), epsilon, channel_axis) {}
+        : BatchNormActivated(detail::inference_signature(), epsilon, channel_axis) {}
 };
 
 /// \brief The gradient of BatchNormInference: `mean` and `variance` are constants.
 ///
 /// Inputs and outputs are those of BatchNormTrainingBackprop. nGraph has no such operator; fine-tuning with frozen
 /// statistics needs it.
-class BatchNormInferenceBackprop : public BatchNormBase {
+class BatchNormInferenceBackprop : public BatchNormActivated {
 public:
     /// \copydoc BatchNormTraining::BatchNormTraining
     explicit BatchNormInferenceBackprop(double epsilon = 1e-5, std::int64_t channel_axis = 1)
-        : BatchNormBase(detail::inference_backprop_signature(), epsilon, channel_axis) {}
+        : BatchNormActivated(detail::inference_backprop_signature(), epsilon, channel_axis) {}
 };
 
 } // namespace op

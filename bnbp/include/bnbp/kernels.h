@@ -16,7 +16,7 @@ extern "C" {
 #endif
 
 /** Version of the structures below. A table of another version is refused at import. */
-#define BNBP_KERNELS_ABI 3
+#define BNBP_KERNELS_ABI 4
 
 /** Name of the capsule that holds a `bnbp_kernels *`. */
 #define BNBP_KERNELS_CAPSULE "bnbp.engine.boundary.kernels"
@@ -28,6 +28,13 @@ typedef enum bnbp_type {
     BNBP_F16 = 2, /**< IEEE 754 binary16. */
     BNBP_BF16 = 3 /**< bfloat16: the first half of a binary32. */
 } bnbp_type;
+
+/** What is applied to the output of the forward operator. */
+typedef enum bnbp_activation {
+    BNBP_IDENTITY = 0, /**< Nothing. */
+    BNBP_RELU = 1,     /**< max(y, 0). */
+    BNBP_RELU6 = 2     /**< min(max(y, 0), 6). */
+} bnbp_activation;
 
 /** What a kernel returns. */
 typedef enum bnbp_status {
@@ -45,8 +52,8 @@ typedef enum bnbp_status {
  * sign or be 0, and need not be multiples of the element's size. Parameters and statistics are vectors of length `c`.
  *
  * An operand that the kernel does not use is ignored. A null `gamma` stands for ones, a null `beta` for zeros; a null
- * output is not computed. `input_delta` and `normalized` may be the very memory of `input` or `normalized_delta`, with
- * the same strides.
+ * output is not computed. An output of shape (n, c, s) may be the very memory of an input of that shape, with the same
+ * strides.
  */
 typedef struct bnbp_arguments {
     bnbp_type type;                            /**< Element type of the tensors. */
@@ -59,7 +66,10 @@ typedef struct bnbp_arguments {
     const ptrdiff_t* lengths;                  /**< (before + after + 1), the last one `c`; or null */
     const ptrdiff_t* input_strides;            /**< Bytes: (before + after) of the axes, then that of the channels. */
     const ptrdiff_t* normalized_delta_strides; /**< Likewise. */
+    const ptrdiff_t* third_strides;            /**< Likewise, of `addend` or `forward_output`. */
     const ptrdiff_t* output_strides;           /**< Likewise, of `normalized` or `input_delta`. */
+    const ptrdiff_t* addend_delta_strides;     /**< Likewise. */
+    bnbp_activation activation;                /**< What the forward operator applies, and the gradient comes from. */
     double epsilon;                            /**< Added to the variance; finite and >= 0. */
     double count;         /**< Elements of a channel: n * s, or those of the whole batch that this is a part of. */
     int num_threads;      /**< Upper limit of the team's size; 0 stands for the table's `default_team`. */
@@ -69,12 +79,16 @@ typedef struct bnbp_arguments {
     const void* mean;     /**< (c) */
     const void* variance; /**< (c) */
     const void* normalized_delta; /**< (n, c, s) */
+    const void* addend;           /**< (n, c, s), or null: added before the activation, by the forward operators */
+    const void* forward_output;   /**< (n, c, s), or null: `normalized`, from which the gradients take where the
+                                       activation is flat; null: from `input` */
     const void* delta_sum; /**< (c), binary64: the whole batch's sum of `normalized_delta`; null: to be computed */
     const void* delta_centered_sum; /**< (c), binary64: that of `normalized_delta * (input - mean)` */
     void* normalized;               /**< (n, c, s), or null */
     void* batch_mean;               /**< (c), or null */
     void* batch_variance;           /**< (c), or null */
     void* input_delta;              /**< (n, c, s), or null */
+    void* addend_delta;             /**< (n, c, s), or null: `normalized_delta`, 0 where the activation is flat */
     void* gamma_delta;              /**< (c), or null */
     void* beta_delta;               /**< (c), or null */
     void* statistics_mean;          /**< (c), binary64, or null */

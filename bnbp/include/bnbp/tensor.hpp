@@ -38,6 +38,13 @@ enum class ElementType {
     other, ///< A type that no operator takes; Tensor::type_name says which.
 };
 
+/// \brief What is applied to the output of a forward operator.
+enum class Activation {
+    none,  ///< Nothing.
+    relu,  ///< max(y, 0); NaN stays NaN.
+    relu6, ///< min(max(y, 0), 6); NaN stays NaN.
+};
+
 /// \brief The lengths of a tensor's axes, outermost first.
 using Shape = std::vector<std::int64_t>;
 

@@ -33,6 +33,8 @@ struct Attributes {
     double epsilon = 0;
     std::int64_t channel_axis = 1;
     std::int64_t count = -1; // elements of a channel in the whole batch; -1: the input is the whole batch
+    Activation activation = Activation::none;
+    bool addend = false;
 
     void set_epsilon(double value) {
         if (!(std::isfinite(value) && value >= 0)) {
@@ -63,8 +65,9 @@ public:
 
     void check_inputs(const View* inputs, std::size_t count) {
         const Signature& signature = *attributes.signature;
-        check_count("inputs", signature.input_count, count);
+        check_count("inputs", signature.required, signature.input_count, count);
         inputs_ = inputs;
+        input_count_ = count;
         const View& input = inputs[0];
         if (input.element_type != ElementType::f64 && input.element_type != ElementType::f32 &&
             !is_half(input.element_type)) {
@@ -80,10 +83,11 @@ public:
         }
         for (std::size_t i = 1; i < count; ++i) {
             const InputSpec& spec = spec_of(signature.inputs[i]);
-            if (inputs[i].present() || spec.role != Role::parameter) {
+            if (inputs[i].present() || (i < signature.required && spec.role != Role::parameter)) {
                 check({spec.name}, spec.role, inputs[i]);
             }
         }
+        check_activation();
         if (parameters_ == ElementType::none) {
             parameters_ = input.element_type;
         }
@@ -100,6 +104,12 @@ public:
     /// The number of channels, and so the length of every vector.
     std::int64_t channels() const { return channels_; }
 
+    /// The number of outputs: `addend_delta` is one where there was an addend.
+    std::size_t output_count() const {
+        const Signature& signature = *attributes.signature;
+        return signature.output_count - (signature.returns_addend_delta() && !attributes.addend ? 1 : 0);
+    }
+
     /// Whether an output is a tensor of the input's type and shape, and not a vector.
     bool is_tensor(std::size_t k) const { return !is_vector(attributes.signature->outputs[k].role); }
 
@@ -111,10 +121,11 @@ public:
 
     void check_outputs(const View* outputs, std::size_t count) {
         const Signature& signature = *attributes.signature;
-        check_count("outputs", signature.output_count, count);
+        check_count("outputs", output_count(), output_count(), count);
         outputs_ = outputs;
+        output_count_ = count;
         Extent extents[MOST_INPUTS + MOST_OUTPUTS];
-        for (std::size_t i = 0; i < signature.input_count; ++i) {
+        for (std::size_t i = 0; i < input_count_; ++i) {
             extents[i] = Extent(inputs_[i]);
             check_memory({spec_of(signature.inputs[i]).name}, inputs_[i], extents[i]);
         }
@@ -124,7 +135,7 @@ public:
                 continue;
             }
             check(output_name(k), signature.outputs[k].role, output);
-            const Extent extent = extents[signature.input_count + k] = Extent(output);
+            const Extent extent = extents[MOST_INPUTS + k] = Extent(output);
             check_memory(output_name(k), output, extent);
             if (!output.writable) {
                 throw ValueError(std::string(output_name(k)) +
@@ -134,16 +145,16 @@ public:
                 throw ValueError(std::string(output_name(k)) +
                                  ": expected memory for each element, got elements that overlap each other");
             }
-            for (std::size_t i = 0; i < signature.input_count; ++i) {
+            for (std::size_t i = 0; i < input_count_; ++i) {
                 if (Overlap::between(output, extent, inputs_[i], extents[i]) &&
-                    !(k == 0 && is_same_memory(output, inputs_[i]))) {
+                    !(is_tensor(k) && is_same_memory(output, inputs_[i]))) {
                     throw ValueError(std::string(output_name(k)) + ": expected memory of its own" +
-                                     (k == 0 ? ", or all of an input of the same shape" : "") +
+                                     (is_tensor(k) ? ", or all of an input of the same shape" : "") +
                                      ", got memory that overlaps " + spec_of(signature.inputs[i]).name);
                 }
             }
             for (std::size_t j = 0; j < k; ++j) {
-                if (Overlap::between(output, extent, outputs[j], extents[signature.input_count + j])) {
+                if (Overlap::between(output, extent, outputs[j], extents[MOST_INPUTS + j])) {
                     throw ValueError(std::string(output_name(k)) +
                                      ": expected memory of its own, got memory that overlaps " +
                                      std::string(output_name(j)));
@@ -158,16 +169,19 @@ public:
         arguments.type = kernel_type(inputs_[0].element_type);
         arguments.parameter_type = kernel_type(parameters_);
         arguments.epsilon = attributes.epsilon;
+        arguments.activation = kernel_activation(attributes.activation);
         arguments.num_threads = num_threads;
 
         Layout layout;
         std::forward_list<Packed> copies, results; // of vectors that are not plain
-        for (std::size_t k = 0; k < signature.input_count; ++k) {
+        for (std::size_t k = 0; k < input_count_; ++k) {
             const InputSpec& spec = spec_of(signature.inputs[k]);
             const View& view = inputs_[k];
             if (!is_vector(spec.role)) {
-                layout.add(view, k == 0 ? &bnbp_arguments::input_strides : &bnbp_arguments::normalized_delta_strides);
-                arguments.*(spec.slot) = view.data;
+                if (view.present() && is_read(signature.inputs[k])) {
+                    layout.add(view, spec.strides);
+                    arguments.*(spec.slot) = view.data;
+                }
             } else if (!view.present() || is_plain(view)) {
                 arguments.*(spec.slot) = view.present() ? view.data : nullptr; // whatever it points to
             } else {
@@ -175,14 +189,14 @@ public:
                 arguments.*(spec.slot) = copies.front().data();
             }
         }
-        for (std::size_t k = 0; k < signature.output_count; ++k) {
+        for (std::size_t k = 0; k < output_count_; ++k) {
             const OutputSpec& spec = signature.outputs[k];
             const View& view = outputs_[k];
             if (!view.present()) {
                 continue;
             }
             if (!is_vector(spec.role)) {
-                layout.add(view, &bnbp_arguments::output_strides);
+                layout.add(view, spec.strides);
             }
             arguments.*(spec.slot) =
                 !is_vector(spec.role) || is_plain(view) ? view.data : results.emplace_front(view).data();
@@ -214,6 +228,7 @@ private:
 
     const View* inputs_ = nullptr;
     const View* outputs_ = nullptr;
+    std::size_t input_count_ = 0, output_count_ = 0; // as they were given
     std::size_t axis_ = 0;
     std::int64_t channels_ = 0;
     // The type of parameters and statistics. Where the input leaves a choice, the first of them decides, or if there is
@@ -221,10 +236,47 @@ private:
     ElementType parameters_ = ElementType::none; // not yet decided
     Name source_{"input"};
 
-    void check_count(const char* what, std::size_t expected, std::size_t got) const {
-        if (got != expected) {
-            throw ValueError(std::string(attributes.signature->name) + ": expected " + std::to_string(expected) + " " +
-                             what + ", got " + std::to_string(got));
+    void check_count(const char* what, std::size_t least, std::size_t most, std::size_t got) const {
+        if (got < least || got > most) {
+            throw ValueError(std::string(attributes.signature->name) + ": expected " + std::to_string(least) +
+                             (least < most ? (most > least + 1 ? " to " : " or ") + std::to_string(most) : "") + " " + what + ", got " +
+                             std::to_string(got));
+        }
+    }
+
+    /// Whether an input that may be left out is there.
+    bool has(Operand operand) const {
+        const std::size_t k = attributes.signature->find(operand);
+        return k < input_count_ && inputs_[k].present();
+    }
+
+    /// Whether the kernels read a tensor that is there: without an activation, the forward output is nothing to them.
+    bool is_read(Operand operand) const {
+        return operand != Operand::normalized || attributes.activation != Activation::none;
+    }
+
+    /// The tensors that the activation and the addend need.
+    void check_activation() const {
+        const Signature& signature = *attributes.signature;
+        const View& input = inputs_[0];
+        if (signature.takes(Operand::addend) && attributes.addend != has(Operand::addend)) {
+            throw ValueError(attributes.addend
+                                 ? "addend: expected shape " + shape_of(input) + ", that of input, got None"
+                                 : std::string("addend: expected None without the attribute addend, got a tensor"));
+        }
+        if (attributes.activation == Activation::none || !signature.takes(Operand::normalized) ||
+            has(Operand::normalized)) {
+            return;
+        }
+        const std::string gradient = std::string("the gradient of activation \"") + name_of(attributes.activation) + "\"";
+        if (attributes.addend) {
+            throw ValueError("normalized: expected the forward operator's output, which " + gradient +
+                             " with an addend needs, got None");
+        }
+        if (!has(Operand::variance)) {
+            throw ValueError("variance: expected shape " + text_of(&channels_, 1) + " for the " +
+                             std::to_string(channels_) + " channels of input " + shape_of(input) + ", which " +
+                             gradient + " needs where normalized is not given, got None");
         }
     }
 

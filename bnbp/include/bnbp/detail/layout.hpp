@@ -96,7 +96,7 @@ private:
         Short<std::int64_t> strides; // of the tensor's own axes
         Short<std::ptrdiff_t> steps; // of the folded axes
     };
-    Operand operands_[3];
+    Operand operands_[5]; // an input, two tensors beside it, two outputs
     std::size_t count_ = 0;
     Short<std::ptrdiff_t> lengths_;
 

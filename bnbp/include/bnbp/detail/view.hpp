@@ -101,6 +101,16 @@ inline bnbp_type kernel_type(ElementType type) {
     }
 }
 
+inline bnbp_activation kernel_activation(Activation activation) {
+    return activation == Activation::relu    ? BNBP_RELU
+           : activation == Activation::relu6 ? BNBP_RELU6
+                                             : BNBP_IDENTITY;
+}
+
+inline const char* name_of(Activation activation) {
+    return activation == Activation::relu ? "relu" : activation == Activation::relu6 ? "relu6" : "none";
+}
+
 inline std::string name_of(ElementType type) {
     switch (type) {
     case ElementType::none:
