@@ -31,7 +31,12 @@ reveal_type(bnbp.batch_norm_inference(x, None, None, forward.batch_mean, forward
 reveal_type(bnbp.show_config("dicts"))
 reveal_type(bnbp.get_include())
 reveal_type(bnbp.reference.batch_norm_training(x, None, None))
-bnbp.batch_norm_training(x, None)
+fused = bnbp.batch_norm_training_backprop(
+    x, None, None, forward.batch_mean, forward.batch_variance, x, activation="relu", normalized=x, addend=True)
+reveal_type(fused.addend_delta)
+bnbp.batch_norm_training()
+backward.addend_delta
+bnbp.batch_norm_training(x, activation="tanh")
 bnbp.show_config("json")
 """
 
@@ -51,10 +56,13 @@ def test_a_strict_type_checker_infers_what_users_expect(tmp_path):
     revealed = [text.replace("builtins.", "") for text in revealed]
     assert revealed[:4] == [array, array, "dict[str, Any]", "str"]
     assert "BatchNormTrainingResult" in revealed[4]
+    assert revealed[5] == array
     errors = [line for line in result.stdout.splitlines() if ": error:" in line]
-    assert len(errors) == 2, result.stdout  # the last two lines are mistakes
-    assert 'Missing positional argument "beta"' in errors[0]
-    assert "show_config" in errors[1]
+    assert len(errors) == 4, result.stdout  # the last four lines are mistakes
+    assert 'Missing positional argument "input"' in errors[0]
+    assert 'has no attribute "addend_delta"' in errors[1]
+    assert "tanh" in errors[2]
+    assert "show_config" in errors[3]
 
 
 def test_the_headers_and_the_type_marker_are_installed():
