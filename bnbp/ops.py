@@ -163,7 +163,7 @@ def batch_norm_training_backprop(
         Scale of each channel. None stands for ones. `gamma`, `beta`, `mean` and `variance` have one type, the
         parameters' type, which the first one given decides.
     beta : array_like, shape (C,), the parameters' type; or None
-        An input of the operator that takes no part in its arithmetic.
+        Shift of each channel. Only where an activation is flat depends on it. None stands for zeros.
     mean, variance : array_like, shape (C,), the parameters' type
         The batch's own mean and biased variance, as :func:`batch_norm_training` returned them.
     normalized_delta : array_like, shape and type of `input`
@@ -317,6 +317,13 @@ def batch_norm_training_backprop_reduce(
         The mean of the whole batch; the same as :func:`batch_norm_training_backprop_apply` is given.
     normalized_delta : array_like, shape and type of `input`
         Gradient of the loss with respect to the normalised output. It and `input` each have any memory layout.
+    gamma, beta, variance : array_like, shape (C,), the parameters' type; or None
+        As in :func:`batch_norm_training_backprop`. Only an activation needs them, where `normalized` is not given.
+    epsilon : float, default 1e-5
+        As in the forward operator; likewise.
+    activation, normalized, addend
+        As in :func:`batch_norm_training_backprop`. The sums are those of `normalized_delta` where the activation is not
+        flat.
     channel_axis : int, default 1
         The axis of the channels; negative values count from the end. -1 is channels-last.
     num_threads : int, optional
@@ -335,7 +342,8 @@ def batch_norm_training_backprop_reduce(
         If an element type is not accepted, the types of two arguments do not match, or a tensor is not in the CPU's
         memory. The message names the argument.
     ValueError
-        If a shape, `channel_axis` or `num_threads` is not acceptable.
+        If a shape, `epsilon`, `activation`, `channel_axis` or `num_threads` is not acceptable, or an activation has
+        neither `normalized` nor `variance`.
 
     Examples
     --------
@@ -386,8 +394,8 @@ def batch_norm_training_backprop_apply(
         The sums of :func:`batch_norm_training_backprop_reduce` over the whole batch.
     count : int
         Number of elements of a channel in the whole batch; at least that of `input`.
-    epsilon, channel_axis, output_mask, out, num_threads
-        As in :func:`batch_norm_training_backprop`.
+    epsilon, activation, normalized, addend, channel_axis, output_mask, out, num_threads
+        As in :func:`batch_norm_training_backprop`; the activation as in the first half.
 
     Returns
     -------
@@ -533,9 +541,11 @@ def batch_norm_inference_backprop(
 
     Parameters
     ----------
-    input, gamma, beta, mean, variance, normalized_delta, epsilon, channel_axis, output_mask, out, num_threads
+    input, gamma, beta, mean, variance, normalized_delta, epsilon
         As in :func:`batch_norm_training_backprop`; `mean` and `variance` may be any. For ``input_delta`` alone,
-        `normalized_delta` is the only tensor that is read.
+        without an activation, `normalized_delta` is the only tensor that is read.
+    activation, normalized, addend, channel_axis, output_mask, out, num_threads
+        As there.
 
     Returns
     -------

@@ -43,10 +43,10 @@ PARTS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     ),
     "BatchNormTrainingBackpropApply": (
         bnbp.batch_norm_training_backprop_apply,
-        bnbp.BatchNormTrainingBackpropResult._fields,
+        bnbp.BatchNormTrainingBackpropAddendResult._fields,
     ),
 }
-ATTRIBUTES = ("count", "epsilon", "channel_axis")
+ATTRIBUTES = ("count", "epsilon", "activation", "addend", "channel_axis")
 OPTIONS = ("output_mask", "out", "num_threads")
 PARAMETERS = ("gamma", "beta", "mean", "variance", "gamma_delta", "beta_delta", "batch_mean", "batch_variance")
 SUMS = ("m2", "delta_sum", "delta_centered_sum")
@@ -129,17 +129,29 @@ def test_operator_page_has_ngraphs_sections_in_its_order(name: str) -> None:
     assert f".. doxygenclass:: bnbp::op::{name}\n   :project: bnbp\n   :members:\n" in text_of(page)
 
 
+def inputs_and_attributes(function: Callable[..., Any]) -> tuple[list[str], list[str]]:
+    """Names of a function's parameters, in its order. `addend` is a tensor that may be None, or a bool."""
+    defaults = {
+        name: each.default for name, each in inspect.signature(function).parameters.items() if name not in OPTIONS
+    }
+    attributes = [name for name in defaults if name in ATTRIBUTES]
+    if "addend" in defaults and defaults["addend"] is None:
+        attributes.remove("addend")
+    return [name for name in defaults if name not in attributes], attributes
+
+
 @pytest.mark.parametrize("name", OPERATORS)
 def test_operator_page_has_the_rows_of_the_function(name: str) -> None:
     page, function = OPERATORS[name]
-    parameters = list(inspect.signature(function).parameters)
+    tensors, names = inputs_and_attributes(function)
     inputs, attributes, outputs = (rows(page, section) for section in ("Inputs", "Attributes", "Outputs"))
     assert inputs[0] == outputs[0] == ["Name", "Element Type", "Shape"]
     assert attributes[0] == ["Name", "Type", "Notes"]
-    assert column(inputs) == parameters[: parameters.index("epsilon")]
-    assert column(attributes) == ["epsilon", "channel_axis"]
-    assert attributes[1][1] == "double"
-    assert "bnbp's own" in attributes[2][2]
+    assert column(inputs) == tensors
+    assert column(attributes) == ["epsilon", "activation", "addend", "channel_axis"]
+    assert set(names) == set(column(attributes)) - set(tensors)  # an input `addend` is an attribute too, in C++
+    assert [row[1] for row in attributes[1:]] == ["double", "Activation", "bool", "int64_t"]
+    assert all("bnbp's own" in row[2] for row in attributes[2:])
     assert_types_and_shapes(inputs, outputs)
 
 
@@ -161,12 +173,10 @@ def assert_types_and_shapes(inputs: list[list[str]], outputs: list[list[str]]) -
 @pytest.mark.parametrize("name", PARTS)
 def test_page_of_the_parts_has_the_rows_of_the_functions(name: str) -> None:
     function, results = PARTS[name]
-    parameters = [parameter for parameter in inspect.signature(function).parameters if parameter not in OPTIONS]
     inputs, attributes, outputs = (rows(IN_PARTS, section, name) for section in ("Inputs", "Attributes", "Outputs"))
     assert inputs[0] == outputs[0] == ["Name", "Element Type", "Shape"]
     assert attributes[0] == ["Name", "Type", "Notes"]
-    assert column(inputs) + column(attributes) == parameters
-    assert set(column(attributes)) <= set(ATTRIBUTES)
+    assert (column(inputs), column(attributes)) == inputs_and_attributes(function)
     assert tuple(column(outputs)) == results
     assert_types_and_shapes(inputs, outputs)
     assert f"   {name}  // " in re.sub(" +//", "  //", text_of(IN_PARTS).partition("\nDescription\n")[0])
@@ -195,13 +205,15 @@ def test_results_have_the_types_that_the_pages_say(dtype: Any, parameters: Any) 
     x = np.arange(12).reshape(3, 2, 2).astype(dtype)
     per_channel = np.dtype(parameters if parameters and x.itemsize == 2 else dtype)
     gamma = np.ones(2, per_channel)
-    forward = bnbp.batch_norm_training(x, gamma, None)
-    backward = bnbp.batch_norm_training_backprop(x, gamma, None, *forward[1:], x)
+    forward = bnbp.batch_norm_training(x, gamma, None, activation="relu", addend=x)
+    backward = bnbp.batch_norm_training_backprop(
+        x, gamma, None, *forward[1:], x, activation="relu", normalized=forward.normalized, addend=True
+    )
     results = {**forward._asdict(), **backward._asdict()}
     assert {name: array.dtype for name, array in results.items()} == {
         name: per_channel if name in PARAMETERS else x.dtype for name in results
     }
-    assert bnbp.batch_norm_training(x, None, None).batch_mean.dtype == x.dtype
+    assert bnbp.batch_norm_training(x).batch_mean.dtype == x.dtype
 
 
 @pytest.mark.parametrize("name", [name for name in bnbp.__all__ if name not in ("__version__", "reference")])
@@ -212,8 +224,8 @@ def test_api_page_has_every_public_name(name: str) -> None:
 
 def test_every_operator_class_is_on_a_page() -> None:
     header = Path(bnbp.get_include(), "bnbp", "batch_norm.hpp").read_text("utf-8")
-    classes = re.findall(r"^class (\w+) : public BatchNormBase", header, re.MULTILINE)
-    assert {*OPERATORS, *PARTS} < set(classes)
+    classes = re.findall(r"^class (\w+) : public BatchNorm(?:Base|Activated)\b", header, re.MULTILINE)
+    assert {*OPERATORS, *PARTS, "BatchNormActivated"} < set(classes)
     for name in classes:
         assert sum(f".. doxygenclass:: bnbp::op::{name}\n" in text_of(page) for page in PAGES) == 1
 
@@ -231,7 +243,7 @@ def test_docstring_names_every_argument_and_error(name: str) -> None:
 
 def test_operator_pages_have_the_outputs_of_the_results() -> None:
     assert tuple(column(rows(OPERATORS["BatchNormTraining"][0], "Outputs"))) == bnbp.BatchNormTrainingResult._fields
-    assert tuple(column(rows(BACKPROP, "Outputs"))) == bnbp.BatchNormTrainingBackpropResult._fields
+    assert tuple(column(rows(BACKPROP, "Outputs"))) == bnbp.BatchNormTrainingBackpropAddendResult._fields
     assert column(rows(OPERATORS["BatchNormInference"][0], "Outputs")) == ["normalized"]
 
 
@@ -256,7 +268,10 @@ def tokens(tex: str) -> list[str]:
 
 
 class Formula:
-    """A recursive descent over the little TeX that the pages use. Names stand for numbers, or for vectors over i."""
+    """A recursive descent over the little TeX that the pages use.
+
+    Names stand for numbers, for vectors over i, or for functions of what follows in parentheses.
+    """
 
     def __init__(self, left: list[str], values: dict[str, Any]) -> None:
         self.left = left.copy()
@@ -307,12 +322,22 @@ class Formula:
             return self.atom() / self.atom()
         if token == r"\sqrt":
             return np.sqrt(self.atom())
-        return float(token) if token.isdigit() else self.values[token]
+        value = float(token) if token.isdigit() else self.values[token]
+        return value(self.atom()) if callable(value) else value
 
 
-def equations(page: str) -> Iterator[tuple[str, str]]:
-    """Both sides of every equation in the blocks of a page; of a chain a = b = c, these are (a, b) and (a, c)."""
-    for block in re.findall(r"^\.\. math::\n\n((?:   .*\n)+)", text_of(page), re.MULTILINE):
+ACTIVATED = "With an activation or an addend"  # the section whose formulas come after all the others of its page
+
+
+def equations(page: str, activated: bool = False) -> Iterator[tuple[str, str]]:
+    """Both sides of every equation in the blocks of a page; of a chain a = b = c, these are (a, b) and (a, c).
+
+    They are those of the section ACTIVATED, or all the others.
+    """
+    pieces = HEADING.split(text_of(page))  # text, title, level, text, title, level, text ...
+    sections = zip(["", *pieces[1::3]], pieces[::3], strict=True)
+    text = "".join(body for title, body in sections if (title == ACTIVATED) == activated)
+    for block in re.findall(r"^\.\. math::\n\n((?:   .*\n)+)", text, re.MULTILINE):
         left = ""
         for line in block.split(r"\\"):
             first, *sides = line.replace("&", "").split("=")
@@ -320,9 +345,9 @@ def equations(page: str) -> Iterator[tuple[str, str]]:
             yield from ((left, side) for side in sides)
 
 
-def execute(page: str, values: dict[str, Any]) -> dict[str, Any]:
+def execute(page: str, values: dict[str, Any], activated: bool = False) -> dict[str, Any]:
     """Run the equations of a page from top to bottom. What has a value already must have the same value again."""
-    for left, right in equations(page):
+    for left, right in equations(page, activated):
         value = Formula(tokens(right), values).value()
         if len(tokens(left)) == 1:
             values.setdefault(tokens(left)[0], value)
@@ -345,10 +370,10 @@ def channel() -> dict[str, Any]:
     }
 
 
-def run_reference(function: Callable[..., Any], channel: dict[str, Any], *names: str) -> Any:
+def run_reference(function: Callable[..., Any], channel: dict[str, Any], *names: str, **options: Any) -> Any:
     x, *vectors = (channel[name] for name in ("input", r"\gamma", r"\beta", *names))
     arguments = [np.reshape(vector, (-1, 1) if np.size(vector) > 1 else 1) for vector in vectors]
-    return function(x.reshape(-1, 1), *arguments, epsilon=channel[r"\epsilon"])
+    return function(x.reshape(-1, 1), *arguments, epsilon=channel[r"\epsilon"], **options)
 
 
 def agree(values: dict[str, Any], results: dict[str, Any]) -> None:
@@ -388,6 +413,77 @@ def test_formulas_of_inference_are_those_of_the_reference(channel: dict[str, Any
     normalized = run_reference(reference.batch_norm_inference, channel, "mean", "variance")
     result = run_reference(reference.batch_norm_inference_backprop, channel, "mean", "variance", "normalized_delta")
     agree(execute(OPERATORS["BatchNormInference"][0], channel), {**result._asdict(), "normalized": normalized})
+
+
+ACTIVATIONS: dict[str | None, Callable[[Any], Any]] = {
+    None: lambda y: y,
+    "relu": lambda y: np.maximum(y, 0),
+    "relu6": lambda y: np.minimum(np.maximum(y, 0), 6),
+}
+
+
+@pytest.fixture(params=ACTIVATIONS)
+def activated(request: pytest.FixtureRequest, channel: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The channel and an addend that takes its elements below 0, above 6 and between; and the reference's options."""
+    addend = np.array([-9.0, 9.0, 3.0, -9.0, 2.0, 9.0, 4.0])
+    channel |= {"addend": addend, "activation": ACTIVATIONS[request.param]}
+    return channel, {"activation": request.param, "addend": addend.reshape(-1, 1)}
+
+
+def page_with_activation(page: str, channel: dict[str, Any], normalized: Any) -> dict[str, Any]:
+    """The formulas of a forward page, then those of its section on activations, whose `normalized` is another."""
+    assert {side.item() for side in np.digitize(normalized, [1e-9, 6 - 1e-9])} == {0, 1, 2}
+    channel = execute(page, channel)
+    channel["batch_norm"] = channel.pop("normalized")
+    return execute(page, channel, activated=True)
+
+
+def test_formulas_of_training_with_an_activation_are_those_of_the_reference(activated: Any) -> None:
+    channel, options = activated
+    result = run_reference(reference.batch_norm_training, channel, **options)
+    agree(page_with_activation(OPERATORS["BatchNormTraining"][0], channel, result.normalized), result._asdict())
+
+
+def slope_of(normalized: Any, activation: str | None) -> Any:
+    """What the table of slopes says of these numbers."""
+    table = rows(BACKPROP, ACTIVATED)
+    assert table[0][1:] == ["relu", "relu6"]
+    assert column(table) == ["below or equal to 0", "between 0 and 6", "equal to or above 6", "NaN"]
+    assert [row[1:] for row in table[1:]] == [["0", "0"], ["1", "1"], ["1", "0"], ["1", "1"]]
+    column_of = {None: [1, 1, 1], "relu": [0, 1, 1], "relu6": [0, 1, 0]}[activation]
+    return np.select([normalized <= 0, normalized < 6, normalized >= 6], column_of, 1).ravel()
+
+
+def page_of_masked(page: str, channel: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The formulas of a gradient, with `masked_delta` in the place of `normalized_delta`."""
+    masked = {"normalized_delta": values["masked_delta"], "addend_delta": values["addend_delta"]}
+    return execute(page, {**channel, **masked})
+
+
+def test_formulas_of_the_gradient_with_an_activation_are_those_of_the_reference(activated: Any) -> None:
+    channel, options = activated
+    forward = run_reference(reference.batch_norm_training, channel, **options)
+    names = ("mean", "variance", "normalized_delta")
+    channel |= {"mean": forward.batch_mean.item(), "variance": forward.batch_variance.item()}
+    options |= {"normalized": forward.normalized, "addend": True}
+    result = run_reference(reference.batch_norm_training_backprop, channel, *names, **options)
+    channel["slope"] = slope_of(forward.normalized, options["activation"])
+    values = execute(BACKPROP, dict(channel), activated=True)
+    agree(page_of_masked(BACKPROP, channel, values), result._asdict())
+
+
+def test_formulas_of_inference_with_an_activation_are_those_of_the_reference(activated: Any) -> None:
+    channel, options = activated
+    page = OPERATORS["BatchNormInference"][0]
+    channel |= {"mean": 1.5, "variance": 4.0, "inv_std": 1 / np.sqrt(4.3)}
+    normalized = run_reference(reference.batch_norm_inference, channel, "mean", "variance", **options)
+    names = ("mean", "variance", "normalized_delta")
+    gradient_options = {**options, "normalized": normalized, "addend": True}
+    result = run_reference(reference.batch_norm_inference_backprop, channel, *names, **gradient_options)
+    channel["slope"] = slope_of(normalized, options["activation"])
+    values = page_with_activation(page, dict(channel), normalized)
+    agree(values, {"normalized": normalized, "addend_delta": result.addend_delta})
+    agree(page_of_masked(page, channel, values), result._asdict())
 
 
 # ---------------------------------------------------------------- docs/check.py

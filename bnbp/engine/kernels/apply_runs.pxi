@@ -52,7 +52,7 @@ cdef inline void apply_lanes(const Tensors[real]& at, Py_ssize_t i, Py_ssize_t c
         result = value(xs, dys, k[0], k[1], k[2], k[3], False)
     store_lanes(at.to + i, result, count, streams)
     if extras & RETURNS:
-        store_lanes(at.also + i, xs if normalize else dys, count, streams)
+        store_beside(at.also + i, xs if normalize else dys, count, streams)
 
 
 cdef inline void apply_line(const Tensors[real]& at, Py_ssize_t i, const float_lanes* left, const float_lanes* right,

@@ -357,6 +357,19 @@ BNBP_INLINE void store_lanes(To* to, const pack<T, 16, W>& p, ptrdiff_t count, b
     }
 }
 
+/* The same for a tensor whose lines begin elsewhere than those of the other output. */
+template <typename To, typename T, int W>
+BNBP_INLINE void store_beside(To* to, const pack<T, 16, W>& p, ptrdiff_t count, bool streams) {
+    To x[16];
+    if (sizeof(To) == 2 || count < 16 || !streams) { /* a half line may begin where no instruction could stream it */
+        store_lanes(to, p, count, false);
+    } else {
+        store_lanes(x, p, 16, false);
+        for (int i = 0; i < 16; i += 64 / (int)sizeof(To))
+            stream_anywhere(to + i, x + i);
+    }
+}
+
 /* ---- the activation, and where it is flat */
 
 /* The numbers between two bounds, and the bounds in the place of others; NaN stays. */
@@ -415,6 +428,58 @@ BNBP_INLINE void load_between(R* to, const R* from, const R* v, ptrdiff_t count,
         memcpy((void*)to, bits, sizeof bits);
 #endif
     }
+}
+
+/* The same as float64, for sums. */
+template <typename R>
+BNBP_INLINE void widen_between(lanes<R>& to, const R* from, const R* v, const Bounds<R>& bounds) {
+#if defined(__AVX512VL__)
+    if constexpr (sizeof(R) == 4) { /* the conversion leaves out what the comparison of eight says: no register is cut up */
+        quarter* const parts[] = {&to.low.low, &to.low.high, &to.high.low, &to.high.high};
+        const __m256 low[] = {_mm512_castps512_ps256(bounds.low.at), _mm512_extractf32x8_ps(bounds.low.at, 1)};
+        const __m256 high[] = {_mm512_castps512_ps256(bounds.high.at), _mm512_extractf32x8_ps(bounds.high.at, 1)};
+        for (int k = 0; k < 2; ++k, from += 8, v += 8) {
+            const __m256 vs = _mm256_loadu_ps(v);
+            const __mmask8 above = _mm256_cmp_ps_mask(vs, low[k], _CMP_NLE_UQ);
+            const __mmask8 some = _mm256_mask_cmp_ps_mask(above, vs, high[k], _CMP_NGE_UQ);
+            parts[2 * k]->at = _mm256_maskz_cvtps_pd(some, _mm_loadu_ps(from));
+            parts[2 * k + 1]->at = _mm256_maskz_cvtps_pd((__mmask8)(some >> 4), _mm_loadu_ps(from + 4));
+        }
+        return;
+    }
+#endif
+    R line[16];
+    load_between(line, from, v, 16, bounds);
+    load_lanes(to, line, 16);
+}
+
+/* The first `count` (1 to 4) of quarter `k` of them, and 0 for the others. */
+template <typename R>
+BNBP_INLINE void quarter_between(quarter& to, const R* from, const R* v, ptrdiff_t count, int k,
+                                 const Bounds<R>& bounds) {
+#if defined(__AVX512VL__)
+    if constexpr (sizeof(R) == 4) {
+        const __mmask8 there = (__mmask8)((1u << count) - 1);
+        const __m512 low = bounds.low.at, high = bounds.high.at;
+        const __m128 vs = _mm_maskz_loadu_ps(there, v);
+        const __m128 lows[] = {_mm512_castps512_ps128(low), _mm512_extractf32x4_ps(low, 1), _mm512_extractf32x4_ps(low, 2),
+                               _mm512_extractf32x4_ps(low, 3)};
+        const __m128 highs[] = {_mm512_castps512_ps128(high), _mm512_extractf32x4_ps(high, 1),
+                                _mm512_extractf32x4_ps(high, 2), _mm512_extractf32x4_ps(high, 3)};
+        const __mmask8 above = _mm_mask_cmp_ps_mask(there, vs, lows[k], _CMP_NLE_UQ);
+        const __mmask8 some = _mm_mask_cmp_ps_mask(above, vs, highs[k], _CMP_NGE_UQ);
+        to.at = _mm256_maskz_cvtps_pd(some, _mm_maskz_loadu_ps(some, from));
+        return;
+    }
+#endif
+    own_type<R> low[16], high[16];
+    double x[4] = {0, 0, 0, 0};
+    store(low, bounds.low);
+    store(high, bounds.high);
+    for (int i = 0; i < 4; ++i)
+        if (i < count && !(own_type<R>(v[i]) <= low[4 * k + i]) && !(own_type<R>(v[i]) >= high[4 * k + i]))
+            x[i] = from[i];
+    load(to, x);
 }
 
 /* The same bounds everywhere; those of LANES positions. */

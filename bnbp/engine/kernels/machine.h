@@ -129,6 +129,22 @@ static inline void stream_line(void* to, const void* from) {
 #endif
 }
 
+/* A line's bytes to any place: past the caches where that begins a line or, in four parts, a quarter of one. */
+static inline void stream_anywhere(void* to, const void* from) {
+    if ((uintptr_t)to % 64 == 0) {
+        stream_line(to, from);
+        return;
+    }
+#if defined(__SSE2__) || defined(_M_X64)
+    if ((uintptr_t)to % 16 == 0) {
+        for (int i = 0; i < 4; ++i)
+            _mm_stream_si128((__m128i*)to + i, _mm_loadu_si128((const __m128i*)from + i));
+        return;
+    }
+#endif
+    memcpy(to, from, 64);
+}
+
 /* Copies memory, whole cache lines past the caches. */
 static inline void stream(void* to, const void* from, size_t bytes) {
     char* target = (char*)to;

@@ -400,13 +400,19 @@ static inline void narrow_line(float16* to, const float* from) {
 /* The bits of a type as an integer that grows with the number; NaN is beyond the infinities. */
 template <typename T> using order_of = std::conditional_t<sizeof(T) == 2, int16_t, std::conditional_t<sizeof(T) == 4, int32_t, int64_t>>;
 
-template <typename T> static inline long long place_of(double number, T) {
+template <typename T> static inline void places_of(long long* to, const double* numbers, T) {
     T rounded[8];
-    const double numbers[8] = {number};
-    order_of<T> bits;
+    order_of<T> bits[8];
     store_few(rounded, numbers, 8);
-    memcpy(&bits, rounded, sizeof bits);
-    return bits < 0 ? bits ^ std::numeric_limits<order_of<T>>::max() : bits;
+    memcpy(bits, rounded, sizeof bits);
+    for (int k = 0; k < 8; ++k)
+        to[k] = bits[k] < 0 ? bits[k] ^ std::numeric_limits<order_of<T>>::max() : bits[k];
+}
+template <typename T> static inline long long place_of(double number, T tag) {
+    const double numbers[8] = {number};
+    long long places[8];
+    places_of(places, numbers, tag);
+    return places[0];
 }
 template <typename T> static inline void numbers_at(double* to, const long long* places, T) {
     order_of<T> bits[8];

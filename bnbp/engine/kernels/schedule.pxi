@@ -120,7 +120,7 @@ cdef bnbp_status run(const bnbp_arguments* a, Operator operator, const real* inp
     cdef bint single = operator == BACKPROP and a.count == 1
     cdef Plan p = plan_of(a, operator, reduces, also is not NULL or (output is not NULL and not single),
                           is_one_of(to, input, second, third) or (also is not NULL and (
-                              to == also or is_one_of(also, input, second, third) or past_line(to) != past_line(also))))
+                              to == also or is_one_of(also, input, second, third))))
     cdef Py_ssize_t sums = (p.chunks if reduces else 0) * 4 * p.c * sizeof(double) // 64 * 64 + 64
     cdef Py_ssize_t each = (p.team if p.private else 1) * channels_size(p.c)
     cdef char* workspace = <char*> malloc(sums + each + p.team * p.scratch + 64)

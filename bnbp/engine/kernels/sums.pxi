@@ -19,8 +19,9 @@ cdef inline void add_eight(const real* x, const real* dy, Py_ssize_t count, int 
                  &eight_of(sums.product_lo, k), delta, centered, rounded_off, statistics, unit, <real> 0)
 
 
-cdef inline void add_quarter(const real* x, const real* dy, Py_ssize_t count, int k, const lanes[real]* shift,
-                             LaneSums[real]* sums, bint statistics, double unit) noexcept nogil:
+cdef inline void add_quarter(const real* x, const real* dy, const real* v, Py_ssize_t count, int k,
+                             const lanes[real]* shift, const Bounds[real]* bounds, LaneSums[real]* sums,
+                             bint statistics, bint masked, double unit) noexcept nogil:
     """Adds the first `count` lanes of quarter `k` to their sums: of the other types."""
     cdef quarter centered, delta
     if real is not double:
@@ -28,7 +29,9 @@ cdef inline void add_quarter(const real* x, const real* dy, Py_ssize_t count, in
         centered = centered + quarter_of((<lanes[real]*> shift)[0], k)
         if count < 4:
             centered = first_of(centered, count)
-        if not statistics:
+        if masked:
+            quarter_between(delta, dy + 4 * k, v + 4 * k, count, k, bounds[0])
+        elif not statistics:
             load_quarter(delta, dy + 4 * k, count)
         add_term(&quarter_of(sums.delta, k), NULL, &quarter_of(sums.product, k), NULL, delta, centered, centered,
                  statistics, unit, <real> 0)
@@ -51,21 +54,26 @@ cdef inline void add_lanes(const real* x, const real* dy, const lanes[real]* shi
         sums.product = plus(sums.product, delta * centered, unit)
 
 
-cdef inline void add_rest(const real* x, const real* dy, Py_ssize_t count, const lanes[real]* shift,
-                          LaneSums[real]* sums, bint statistics, double unit) noexcept nogil:
+cdef inline void add_rest(const real* x, const real* dy, const real* v, Py_ssize_t count, const lanes[real]* shift,
+                          const Bounds[real]* bounds, LaneSums[real]* sums, bint statistics, bint masked, double unit
+                          ) noexcept nogil:
     """Adds less than the lanes, a part at a time: 49 elements are three times the lanes and one."""
+    cdef real[16] line
     if real is double:
+        if masked:
+            load_between(line, dy, v, count, bounds[0])
+            dy = line
         add_eight(x, dy, min(count, 8), 0, shift, sums, statistics, unit)
         if count > 8:
             add_eight(x, dy, count - 8, 1, shift, sums, statistics, unit)
     else:
-        add_quarter(x, dy, min(count, 4), 0, shift, sums, statistics, unit)
+        add_quarter(x, dy, v, min(count, 4), 0, shift, bounds, sums, statistics, masked, unit)
         if count > 4:
-            add_quarter(x, dy, min(count - 4, 4), 1, shift, sums, statistics, unit)
+            add_quarter(x, dy, v, min(count - 4, 4), 1, shift, bounds, sums, statistics, masked, unit)
         if count > 8:
-            add_quarter(x, dy, min(count - 8, 4), 2, shift, sums, statistics, unit)
+            add_quarter(x, dy, v, min(count - 8, 4), 2, shift, bounds, sums, statistics, masked, unit)
         if count > 12:
-            add_quarter(x, dy, min(count - 12, 4), 3, shift, sums, statistics, unit)
+            add_quarter(x, dy, v, min(count - 12, 4), 3, shift, bounds, sums, statistics, masked, unit)
 
 
 cdef inline void add_some(const real* x, const real* dy, const real* v, Py_ssize_t count, const lanes[real]* shift,
@@ -73,13 +81,20 @@ cdef inline void add_some(const real* x, const real* dy, const real* v, Py_ssize
                           ) noexcept nogil:
     """Adds LANES elements side by side to their sums, or less; `masked`: of dy where `v` is between the bounds."""
     cdef real[16] line
-    if masked:
+    cdef lanes[real] centered, delta
+    if count < LANES:
+        add_rest(x, dy, v, count, shift, bounds, sums, statistics, masked, unit)
+    elif masked and real is not double:
+        load_lanes(centered, x)
+        centered = centered + shift[0]
+        widen_between(delta, dy, v, bounds[0])
+        sums.delta = plus(sums.delta, delta, unit)
+        sums.product = plus(sums.product, delta * centered, unit)
+    elif masked:
         load_between(line, dy, v, count, bounds[0])
-        dy = line
-    if count == LANES:
-        add_lanes(x, dy, shift, sums, statistics, unit)
+        add_lanes(x, line, shift, sums, statistics, unit)
     else:
-        add_rest(x, dy, count, shift, sums, statistics, unit)
+        add_lanes(x, dy, shift, sums, statistics, unit)
 
 
 cdef inline void look_ahead(const real* x, const real* dy, Py_ssize_t ahead, bint both) noexcept nogil:

@@ -25,7 +25,7 @@ cdef void sweep(
     cdef Py_ssize_t n0 = chunk // p.per_run * p.chunk_rows, s0 = chunk % p.per_run * p.length
     cdef Py_ssize_t length = min(p.s - s0, p.length), pitch = p.c * p.s, segment = (r1 - r0) * p.s
     cdef Py_ssize_t n, q, i, count, last, stop, ahead, near, block = block_of(<real> 0)
-    cdef Py_ssize_t far = AHEAD // <Py_ssize_t> sizeof(real) if p.far else 0
+    cdef Py_ssize_t far = (AHEAD - 1408 * p.third) // <Py_ssize_t> sizeof(real) if p.far else 0
     cdef Channels applied = channels_from(channels, a0)
     cdef Channels reduced = channels_from(channels, r0)
     cdef Cursor cursor
