@@ -1,7 +1,7 @@
 """The operators in plain NumPy: slow, readable, and the oracle of the tests.
 
-The functions have the names, arguments and results of :mod:`bnbp`'s own, and none of its checks and speed; of its
-options they have `channel_axis` and `output_mask`. Everything is computed and returned in float64, whatever comes in.
+The functions have the names, arguments and results of :mod:`bnbp`'s own, and none of its checks and speed. Of its
+options they have all but `out` and `num_threads`. Everything is computed and returned in float64, whatever comes in.
 Read them beside the mathematical definitions in the operator reference; each line is one formula.
 
 >>> import numpy as np
@@ -13,13 +13,14 @@ Read them beside the mathematical definitions in the operator reference; each li
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ._results import (
     BatchNormStatistics,
+    BatchNormTrainingBackpropAddendResult,
     BatchNormTrainingBackpropResult,
     BatchNormTrainingBackpropSums,
     BatchNormTrainingResult,
@@ -37,22 +38,28 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
-
-ALL = (True, True, True)
+Activation = Literal["relu", "relu6"]
+# With an addend it is a BatchNormTrainingBackpropAddendResult; as Any, so that nobody must ask which of the two.
+GradientResult = BatchNormTrainingBackpropResult | Any
 
 
 def batch_norm_training(
     input: ArrayLike,
-    gamma: ArrayLike | None,
-    beta: ArrayLike | None,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
     epsilon: float = 1e-5,
     *,
+    activation: Activation | None = None,
+    addend: ArrayLike | None = None,
     channel_axis: int = 1,
 ) -> BatchNormTrainingResult:
     """Normalise a batch with its own mean and (biased) variance; see :func:`bnbp.batch_norm_training`."""
     batch = batch_norm_training_statistics(input, channel_axis=channel_axis)
     normalized = batch_norm_inference(
-        input, gamma, beta, batch.mean, batch.variance, epsilon, channel_axis=channel_axis
+        *(input, gamma, beta, batch.mean, batch.variance, epsilon),
+        activation=activation,
+        addend=addend,
+        channel_axis=channel_axis,
     )
     return BatchNormTrainingResult(normalized, batch.mean, batch.variance)
 
@@ -93,24 +100,41 @@ def batch_norm_training_backprop(
     normalized_delta: ArrayLike,
     epsilon: float = 1e-5,
     *,
+    activation: Activation | None = None,
+    normalized: ArrayLike | None = None,
+    addend: bool = False,
     channel_axis: int = 1,
-    output_mask: Sequence[bool] = ALL,
-) -> BatchNormTrainingBackpropResult:
+    output_mask: Sequence[bool] | None = None,
+) -> GradientResult:
     """Gradient of :func:`batch_norm_training`; see :func:`bnbp.batch_norm_training_backprop`."""
-    sums = batch_norm_training_backprop_reduce(input, mean, normalized_delta, channel_axis=channel_axis)
+    forward = input, gamma, beta, mean, variance
+    dy = _delta_before_activation(*forward, normalized_delta, epsilon, activation, normalized, channel_axis)
+    sums = batch_norm_training_backprop_reduce(input, mean, dy, channel_axis=channel_axis)
     return batch_norm_training_backprop_apply(
-        *(input, gamma, beta, mean, variance, normalized_delta, *sums, _count(np.asarray(input), channel_axis)),
-        epsilon,
+        *(*forward, dy, *sums, _count(np.asarray(input), channel_axis), epsilon),
+        addend=addend,
         channel_axis=channel_axis,
         output_mask=output_mask,
     )
 
 
 def batch_norm_training_backprop_reduce(
-    input: ArrayLike, mean: ArrayLike, normalized_delta: ArrayLike, *, channel_axis: int = 1
+    input: ArrayLike,
+    mean: ArrayLike,
+    normalized_delta: ArrayLike,
+    *,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    variance: ArrayLike | None = None,
+    epsilon: float = 1e-5,
+    activation: Activation | None = None,
+    normalized: ArrayLike | None = None,
+    addend: bool = False,
+    channel_axis: int = 1,
 ) -> BatchNormTrainingBackpropSums:
     """Sums of a batch or of a part of one; see :func:`bnbp.batch_norm_training_backprop_reduce`."""
-    x, dy = np.asarray(input, np.float64), np.asarray(normalized_delta, np.float64)
+    x, forward = np.asarray(input, np.float64), (input, gamma, beta, mean, variance)
+    dy = _delta_before_activation(*forward, normalized_delta, epsilon, activation, normalized, channel_axis)
     with np.errstate(invalid="ignore"):
         delta_sum = np.sum(dy, _others(x, channel_axis))
         delta_centered_sum = np.sum(dy * (x - _along(mean, x, channel_axis)), _others(x, channel_axis))
@@ -129,11 +153,15 @@ def batch_norm_training_backprop_apply(
     count: int,
     epsilon: float = 1e-5,
     *,
+    activation: Activation | None = None,
+    normalized: ArrayLike | None = None,
+    addend: bool = False,
     channel_axis: int = 1,
-    output_mask: Sequence[bool] = ALL,
-) -> BatchNormTrainingBackpropResult:
+    output_mask: Sequence[bool] | None = None,
+) -> GradientResult:
     """Gradient from the sums of the whole batch; see :func:`bnbp.batch_norm_training_backprop_apply`."""
-    x, dy = np.asarray(input, np.float64), np.asarray(normalized_delta, np.float64)
+    x, forward = np.asarray(input, np.float64), (input, gamma, beta, mean, variance)
+    dy = _delta_before_activation(*forward, normalized_delta, epsilon, activation, normalized, channel_axis)
     scale, xhat = _scale_and_xhat(x, gamma, mean, variance, epsilon, channel_axis)
     beta_delta: Array = np.asarray(delta_sum, np.float64)
     gamma_delta = _gamma_delta(delta_centered_sum, variance, epsilon)
@@ -143,7 +171,7 @@ def batch_norm_training_backprop_apply(
         delta_mean = _along(beta_delta / count, x, channel_axis)
         delta_xhat_mean = _along(gamma_delta / count, x, channel_axis)
         input_delta = scale * (dy - delta_mean - xhat * delta_xhat_mean)
-    return _masked(output_mask, input_delta, gamma_delta, beta_delta)
+    return _results(output_mask, input_delta, gamma_delta, beta_delta, *([dy] if addend else []))
 
 
 def batch_norm_inference(
@@ -154,13 +182,19 @@ def batch_norm_inference(
     variance: ArrayLike,
     epsilon: float = 1e-5,
     *,
+    activation: Activation | None = None,
+    addend: ArrayLike | None = None,
     channel_axis: int = 1,
 ) -> Array:
     """Normalise with a given mean and variance; see :func:`bnbp.batch_norm_inference`."""
     x = np.asarray(input, np.float64)
     scale, _ = _scale_and_xhat(x, gamma, mean, variance, epsilon, channel_axis)
     normalized: Array = scale * (x - _along(mean, x, channel_axis))
-    return normalized if beta is None else normalized + _along(beta, x, channel_axis)
+    if beta is not None:
+        normalized = normalized + _along(beta, x, channel_axis)
+    if addend is not None:
+        normalized = normalized + np.asarray(addend, np.float64)
+    return _activated(normalized, activation)
 
 
 def batch_norm_inference_backprop(
@@ -172,20 +206,58 @@ def batch_norm_inference_backprop(
     normalized_delta: ArrayLike,
     epsilon: float = 1e-5,
     *,
+    activation: Activation | None = None,
+    normalized: ArrayLike | None = None,
+    addend: bool = False,
     channel_axis: int = 1,
-    output_mask: Sequence[bool] = ALL,
-) -> BatchNormTrainingBackpropResult:
+    output_mask: Sequence[bool] | None = None,
+) -> GradientResult:
     """Gradient of :func:`batch_norm_inference`; see :func:`bnbp.batch_norm_inference_backprop`."""
-    x, dy = np.asarray(input, np.float64), np.asarray(normalized_delta, np.float64)
+    x, forward = np.asarray(input, np.float64), (input, gamma, beta, mean, variance)
+    dy = _delta_before_activation(*forward, normalized_delta, epsilon, activation, normalized, channel_axis)
     scale, _ = _scale_and_xhat(x, gamma, mean, variance, epsilon, channel_axis)
     beta_delta, delta_centered_sum = batch_norm_training_backprop_reduce(x, mean, dy, channel_axis=channel_axis)
-    return _masked(output_mask, scale * dy, _gamma_delta(delta_centered_sum, variance, epsilon), beta_delta)
+    gamma_delta = _gamma_delta(delta_centered_sum, variance, epsilon)
+    return _results(output_mask, scale * dy, gamma_delta, beta_delta, *([dy] if addend else []))
 
 
-def _masked(output_mask: Sequence[bool], *outputs: Array) -> BatchNormTrainingBackpropResult:
+def _activated(y: Array, activation: Activation | None) -> Array:
+    """The activation of each element. Comparisons leave NaN and -0.0 as they are."""
+    if activation is not None:
+        y = np.where(y < 0, 0.0, y)
+    return np.where(y > 6, 6.0, y) if activation == "relu6" else y
+
+
+def _delta_before_activation(
+    input: ArrayLike,
+    gamma: ArrayLike | None,
+    beta: ArrayLike | None,
+    mean: ArrayLike,
+    variance: ArrayLike | None,
+    normalized_delta: ArrayLike,
+    epsilon: float,
+    activation: Activation | None,
+    normalized: ArrayLike | None,
+    channel_axis: int,
+) -> Array:
+    """The gradient with respect to what the activation was given: 0 where the activation is flat."""
+    dy = np.array(normalized_delta, np.float64)
+    if activation is None:
+        return dy
+    if normalized is None:
+        assert variance is not None, "variance: it, or normalized, tells where the activation is flat"
+        normalized = batch_norm_inference(input, gamma, beta, mean, variance, epsilon, channel_axis=channel_axis)
+    y = np.asarray(normalized, np.float64)
+    flat = (y <= 0) | (y >= 6) if activation == "relu6" else y <= 0  # not where y is NaN
+    return np.where(flat, 0.0, dy)
+
+
+def _results(output_mask: Sequence[bool] | None, *outputs: Array) -> GradientResult:
     """The outputs that are asked for, and None for the others."""
-    results: Any = (output if wanted else None for output, wanted in zip(outputs, output_mask, strict=True))
-    return BatchNormTrainingBackpropResult(*results)
+    mask = [True] * len(outputs) if output_mask is None else output_mask
+    results: Any = [output if wanted else None for output, wanted in zip(outputs, mask, strict=True)]
+    named = BatchNormTrainingBackpropAddendResult if len(outputs) == 4 else BatchNormTrainingBackpropResult
+    return named(*results)
 
 
 def _gamma_delta(delta_centered_sum: ArrayLike, variance: ArrayLike, epsilon: float) -> Array:

@@ -21,6 +21,7 @@ import hashlib, sys
 sys.path.insert(0, sys.argv[1])
 import ml_dtypes, numpy as np, bnbp
 from conftest import DTYPES, LAYOUTS, MIXED, make_batch, make_telling, sums_of
+from test_border import arranged, hostile_numbers, mixed
 from test_thresholds import LONG, RESTS, tensors_of, whole_numbers
 digest = hashlib.sha256()
 np.seterr(all="ignore")
@@ -45,6 +46,18 @@ for dtype in DTYPES:
     for shape in RESTS:
         for array in tensors_of(whole_numbers(shape, dtype), shape, 0).values():
             digest.update(array.tobytes())
+for dtype, parameters in MIXED:
+    channels = mixed(dtype, parameters)
+    values = hostile_numbers(channels, 1e-5, dtype)
+    for shape in ((3, 80, 33), (90, 80), (31, 80, 3)):
+        x, addend = arranged(values, shape, 1), np.flip(arranged(values, shape, 1))
+        for activation in ("relu", "relu6"):
+            y = bnbp.batch_norm_inference(x, *channels, activation=activation, addend=addend)
+            for output in ({}, {"normalized": y, "addend": True}):
+                results = bnbp.batch_norm_training_backprop(x, *channels, addend, activation=activation, **output)
+                for array in (y, *results):
+                    array[np.isnan(array)] = np.nan
+                    digest.update(array.tobytes())
 print(bnbp.show_config("dicts")["isa"]["used"], digest.hexdigest())
 """
 
@@ -84,6 +97,8 @@ def test_the_kernels_pass_their_tests_on_every_other_level(level):
         "test_schedule.py",
         "test_thresholds.py",
         "test_layouts.py",
+        "test_activation.py",
+        "test_border.py",
         "-k",
         "not gigabyte",
         level=level,

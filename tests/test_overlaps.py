@@ -1,6 +1,6 @@
 """Which overlaps are refused: what is said of any shapes and strides is compared with sets of bytes.
 
-An output has memory for each of its elements, and shares none with an input or another output; but the first may be all
+An output has memory for each of its elements, and shares none with an input or another output; but a tensor may be all
 of an input. Memory is small here, and tensors lie anywhere in it, at any distance from element to element.
 """
 
@@ -123,3 +123,81 @@ def test_what_is_refused_is_what_overlaps():
         check = example(call)(check)
     settings(max_examples=1500)(given(calls())(check))()
     assert min(answers[True], answers[False]) > 200, answers
+
+
+# With an addend: another tensor that is read, and of the gradient another that is written.
+WITH_ADDEND = ("input", "normalized_delta", "normalized", "input_delta", "addend_delta")
+
+
+@st.composite
+def calls_with_addend(draw):
+    """The type, the shape, and of some tensors where they begin and their strides."""
+    dtype = draw(st.sampled_from([np.float16, np.float32, np.float64]))
+    size = np.dtype(dtype).itemsize
+    shape = tuple(draw(st.lists(st.sampled_from([2, 3, 1]), min_size=2, max_size=4)))
+    placed = {}
+    for name in draw(st.lists(st.sampled_from(WITH_ADDEND), min_size=2, max_size=4, unique=True)):
+        if placed and draw(st.booleans()):
+            begin, strides = placed[draw(st.sampled_from(list(placed)))]
+            placed[name] = begin + draw(st.sampled_from([0, 0, 0, size, 1])), strides
+        else:
+            placed[name] = draw(st.integers(-100, 100)), draw(strides_for(shape, size))
+    return dtype, shape, placed
+
+
+def placed_tensors(shape, dtype, placed, memory):
+    for name, (begin, strides) in placed.items():
+        strides = [stride if length > 1 else 0 for length, stride in zip(shape, strides, strict=True)]
+        yield name, np.ndarray(shape, dtype, memory, MIDDLE + begin, strides)
+
+
+def is_refused_with_addend(inputs, outputs):
+    """Each output may be one of the inputs, all of it, but no two may be the same."""
+    taken = set()
+    for output in outputs:
+        own = bytes_of(output)
+        if len(set(own)) < len(own) or taken & set(own):
+            return True
+        if any(set(own) & set(bytes_of(x)) and bytes_of(x) != own for x in inputs):
+            return True
+        taken |= set(own)
+    return False
+
+
+def test_with_an_addend_too():
+    answers = Counter()
+
+    def check(call):
+        dtype, shape, placed = call
+        memory = np.random.default_rng(0).integers(0x3E, 0x42, 2 * MIDDLE, np.uint8)
+        batch, new = make_batch(shape, 1, dtype), dict(placed_tensors(shape, dtype, placed, memory))
+        x, delta, y = (
+            new.get(name, like)
+            for name, like in zip(WITH_ADDEND, (batch[0], batch[5], batch[0] + dtype(1)), strict=False)
+        )
+        out, other = (new.get(name, np.zeros(shape, dtype)) for name in WITH_ADDEND[3:])
+        vectors = batch[1:5]
+        backward = bnbp.batch_norm_training_backprop, (x, *vectors, delta), {"normalized": y, "addend": True}
+        forward = bnbp.batch_norm_inference, (x, *vectors), {"addend": y}
+        for (function, arguments, options), inputs, outputs in (
+            (backward, (x, delta, y), (out, None, None, other)),
+            (forward, (x, y), (out,)),
+        ):
+            start = memory.copy()
+            expected = function(*arguments, activation="relu", **options)
+            written = [array for array in outputs if array is not None]
+            refused = is_refused_with_addend(inputs, written)
+            if refused:
+                with pytest.raises(ValueError, match=r"^out\[\d\] "):
+                    function(*arguments, activation="relu", out=outputs, **options)
+                assert np.array_equal(memory, start)
+            else:
+                got = function(*arguments, activation="relu", out=outputs, **options)
+                pair = (got, expected) if function is backward[0] else ([got], [expected])
+                assert same_bits(*pair)
+                memory[...] = start
+            answers[function.__name__, refused] += 1
+
+    settings(max_examples=800)(given(calls_with_addend())(check))()
+    assert min(answers.values()) > 80, answers
+    assert len(answers) == 4

@@ -198,6 +198,113 @@ def test_the_output_mask_has_an_entry_for_each_output():
     refused(TypeError, "output_mask: expected 3 booleans, got True", options={"output_mask": True})
 
 
+# ---------------------------------------------------------------- activation and addend
+
+GRADIENTS = ["batch_norm_training_backprop", "batch_norm_inference_backprop"]
+FORWARD = ["batch_norm_training", "batch_norm_inference"]
+TENSOR = BATCH.input
+
+
+@pytest.mark.parametrize("wrong", ["gelu", "ReLU", "relu ", "", 1, True, b"relu", ["relu"], np.float32(6)], ids=repr)
+@pytest.mark.parametrize("name", FORWARD + GRADIENTS)
+def test_the_activation_is_one_of_two(name, wrong):
+    kind = ValueError if isinstance(wrong, str) else TypeError
+    message = f'activation: expected None, "relu" or "relu6", got {wrong!r}'
+    refused(kind, message, name=name, options={"activation": wrong})
+
+
+def test_the_halves_ask_for_the_same_activations():
+    message = r"""^activation: expected None, "relu" or "relu6", got 'gelu'$"""
+    with pytest.raises(ValueError, match=message):
+        bnbp.batch_norm_training_backprop_reduce(BATCH.input, BATCH.mean, BATCH.input, activation="gelu")
+    with pytest.raises(ValueError, match=message):
+        bnbp.batch_norm_training_backprop_apply(*BATCH, *[np.zeros(3)] * 2, 16, activation="gelu")
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"), [*((n, "addend") for n in FORWARD), *((n, "normalized") for n in GRADIENTS)]
+)
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_the_other_tensors_are_like_the_input(name, tensor, activation):
+    """The forward output is checked without an activation too, which has no use for it."""
+    for wrong, kind, message in (
+        (TENSOR.astype(np.float64), TypeError, "expected float32, the type of input, got float64"),
+        (TENSOR.astype(np.int8), TypeError, "expected float32, the type of input, got int8"),
+        (TENSOR[:1], ValueError, "expected shape (4, 3, 2, 2), that of input, got (1, 3, 2, 2)"),
+        (TENSOR[0, 0, 0, 0], ValueError, "expected shape (4, 3, 2, 2), that of input, got ()"),
+    ):
+        refused(kind, f"{tensor}: {message}", name=name, options={tensor: wrong, "activation": activation})
+    with pytest.raises(TypeError, match=f"^{tensor}: expected an array, got NoArray: Got unsupported"):
+        call(name, options={tensor: NoArray(), "activation": activation})
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu6"])
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_with_an_addend_the_output_is_needed(name, activation):
+    message = (
+        f'normalized: expected the forward operator\'s output, which the gradient of activation "{activation}" '
+        "with an addend needs, got None"
+    )
+    refused(ValueError, message, name=name, options={"activation": activation, "addend": True})
+    call(name, options={"addend": True})  # without an activation it is not
+
+
+def test_the_halves_need_what_tells_the_output():
+    arguments = BATCH.input, BATCH.mean, BATCH.normalized_delta
+    reduce = bnbp.batch_norm_training_backprop_reduce
+    for given in ({}, {"gamma": BATCH.gamma, "beta": BATCH.beta}):
+        with pytest.raises(ValueError, match=r"^variance: expected shape \(3,\) .*, got None$"):
+            reduce(*arguments, activation="relu", **given)
+    with pytest.raises(ValueError, match=r"^normalized: expected the forward operator's output, which .*, got None$"):
+        reduce(*arguments, activation="relu", variance=BATCH.variance, addend=True)
+    with pytest.raises(ValueError, match=r"^normalized: expected the forward operator's output, which .*, got None$"):
+        bnbp.batch_norm_training_backprop_apply(*BATCH, *[np.zeros(3)] * 2, 16, activation="relu", addend=True)
+    for name in ("gamma", "beta", "variance"):
+        with pytest.raises(TypeError, match=f"^{name}: expected float32, the type of input, got float64$"):
+            reduce(*arguments, activation="relu", **{"variance": BATCH.variance, name: np.ones(3)})
+    with pytest.raises(ValueError, match=r"^epsilon: expected a finite number >= 0, got -1$"):
+        reduce(*arguments, activation="relu", variance=BATCH.variance, epsilon=-1)
+    reduce(*arguments, activation="relu", normalized=BATCH.input)
+
+
+@pytest.mark.parametrize("wrong", ["yes", 1.5, TENSOR], ids=["str", "float", "array"])
+def test_of_a_gradient_the_addend_is_a_bool(wrong):
+    with pytest.raises(TypeError, match=r"^addend: expected "):
+        call(options={"addend": wrong})
+
+
+def test_with_an_addend_there_are_four_outputs():
+    options = {"addend": True, "normalized": TENSOR, "activation": "relu"}
+    for mask in ((), (True,) * 3, (True,) * 5):
+        message = f"output_mask: expected 4 booleans, got {len(mask)}"
+        refused(ValueError, message, options={**options, "output_mask": mask})
+    message = "out: expected 4 entries, an array or None for each output, got 3"
+    refused(ValueError, message, options={**options, "out": (None,) * 3})
+    message = "out: expected 3 entries, an array or None for each output, got 4"
+    refused(ValueError, message, options={"out": (None,) * 4})
+    for out, kind, message in (
+        (TENSOR.astype(np.float64), TypeError, "expected float32, the type of input, got float64"),
+        (TENSOR[0], ValueError, "expected shape (4, 3, 2, 2), that of input, got (3, 2, 2)"),
+    ):
+        refused(kind, f"out[3] (addend_delta): {message}", options={**options, "out": (None, None, None, out)})
+
+
+def test_two_outputs_may_not_be_the_same_input():
+    same = TENSOR.copy()
+    message = "out[3] (addend_delta): expected memory of its own, got memory that overlaps out[0] (input_delta)"
+    options = {"addend": True, "normalized": TENSOR, "activation": "relu", "out": (same, None, None, same)}
+    refused(ValueError, message, normalized_delta=same, options=options)
+
+
+@pytest.mark.parametrize("wrap", [list, memoryview], ids=["list", "memoryview"])
+def test_anything_that_is_an_array_may_be_an_addend_or_an_output(wrap):
+    other = TENSOR.tolist() if wrap is list else memoryview(TENSOR)
+    for name, tensor in ((FORWARD[0], "addend"), (FORWARD[1], "addend"), *((name, "normalized") for name in GRADIENTS)):
+        expected, got = (call(name, options={tensor: value, "activation": "relu"}) for value in (TENSOR, other))
+        pair = ([expected], [got]) if isinstance(expected, np.ndarray) else (expected, got)
+        assert same_bits(*pair)
+
+
 # ---------------------------------------------------------------- outputs
 
 
