@@ -336,20 +336,22 @@ def test_a_peer_is_right_with_an_activation(tmp_path, activation, addend, peer, 
 
 
 @pytest.mark.framework
-@pytest.mark.parametrize("addend", [False, True])
-def test_what_torch_compiles_is_right(tmp_path, addend):
+@pytest.mark.parametrize(("dtype", "addend"), [("float32", False), ("bfloat16", True)])
+def test_what_torch_compiles_is_right(tmp_path, dtype, addend):
     """For each shape, layout and number of threads there is a version, more of them than PyTorch keeps of one."""
     assert importlib.util.find_spec("torch"), "this test needs torch"
     arguments = "--set small --rounds 1 --peer torch.compile --threads 1,2 --json x.json --activation relu6"
-    done = bnbp_bench(
-        arguments + " --addend" * addend, tmp_path, ("-c", SMALL_SET), 600, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "c")
-    )
+    arguments += f" --dtype {dtype}" + " --addend" * addend
+    done = bnbp_bench(arguments, tmp_path, ("-c", SMALL_SET), 600, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "c"))
     assert (done.returncode, done.stderr) == (0, "")
     rows = json.loads((tmp_path / "x.json").read_text())["rows"]
     assert len(rows) == 3 * 4 * 2
     for row in rows:
+        if (row["point"]["operator"], dtype) == ("training", "bfloat16"):  # it rounds the statistics to that type
+            assert row["notes"]["torch.compile"].startswith("wrong answer: batch_mean is off by 0.00")
+            continue
         assert row["notes"] == {}
-        assert row["deviations"]["torch.compile"] < RIGHT["float32"]
+        assert row["deviations"]["torch.compile"] < 2 * RIGHT[dtype]
 
 
 @pytest.mark.framework

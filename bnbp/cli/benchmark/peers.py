@@ -151,13 +151,13 @@ class Torch(Peer):
         call = partial(self.made(function), *arguments)
 
         def outputs(results: Any) -> Iterator[Array]:
-            for result in results:
+            for index, result in enumerate(results):
                 if result.ndim > 1:
                     yield np.moveaxis(result.to(gamma.dtype).numpy(), 1, point.channel_axis)
-                elif point.operator == "training" and result is results[2]:
+                elif (point.operator, index) == ("training", 2):
                     yield (result.double() ** -2 - EPSILON).numpy()
                 else:
-                    yield result.numpy()
+                    yield result.to(gamma.dtype).numpy()
 
         return Candidate(self.name, call, outputs, "torch")
 
