@@ -197,6 +197,17 @@ def test_with_an_activation_the_statistics_are_used_as_they_are_returned(tmp_pat
 
 
 @pytest.mark.parametrize("op", ["training_backprop", "inference_backprop"])
+def test_the_mask_is_that_of_the_forward_result_without_the_gradient_of_the_addend_too(tmp_path, small_slabs, op):
+    arguments = save_fused(tmp_path / "in", op, "relu", True, True)
+    own = getattr(bnbp, f"batch_norm_{op}")(**{name: arguments[name] for name in INPUTS[op]}, activation="relu")
+    given = getattr(bnbp, f"batch_norm_{op}")(**arguments)
+    assert np.abs(own.input_delta - given.input_delta).max() > 0.1  # the addend makes a difference
+    run_here(tmp_path / "in", "-o", tmp_path / "out", *options_of(op, "relu", False))
+    for name in OUTPUTS[op]:
+        np.testing.assert_allclose(load(tmp_path / "out" / f"{name}.npy"), getattr(given, name), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("op", ["training_backprop", "inference_backprop"])
 def test_results_of_a_forward_run_may_lie_in_the_folder(tmp_path, op):
     """They are inputs of the gradient where it has an activation, and else they are left alone."""
     arguments = save_fused(tmp_path / "in", op, "relu", True, True)
