@@ -348,4 +348,4 @@ def test_without_a_scale_the_shift_alone_decides(beta, gamma, activation, types)
     x = np.array([[-3.0], [0.0], [2.0], [60000.0]]).astype(types[0])
     channels = [np.array([value], types[1]) for value in (gamma, beta, 2.0, 1.0)]
     passes = assert_mask(x, channels, 0.0, activation)
-    assert passes.all() == passes.any() == (0 < beta and (beta < 6 or activation == "relu"))
+    assert passes.all() == passes.any() == (beta > 0 and (beta < 6 or activation == "relu"))
