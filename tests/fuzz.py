@@ -44,20 +44,22 @@ DTYPES = [np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.f
 WRONG = [np.dtype(t) for t in ("i4", "u1", "?", "c8", ">f4", ">f8", ">f2", "O", "S3", "U2", "M8[s]", "V2", "V4",
                                [("a", "f4")], [("a\udc80", "f8")], np.longdouble)]  # fmt: skip
 INPUTS = {name.removeprefix("BatchNorm"): inputs for name, inputs in {
-    "batch_norm_training": ("input", "gamma", "beta"),
-    "batch_norm_training_backprop": ("input", "gamma", "beta", "mean", "variance", "normalized_delta"),
+    "batch_norm_training": ("input", "gamma", "beta", "addend"),
+    "batch_norm_training_backprop": ("input", "gamma", "beta", "mean", "variance", "normalized_delta", "normalized"),
     "batch_norm_training_statistics": ("input",),
-    "batch_norm_training_backprop_reduce": ("input", "mean", "normalized_delta"),
+    "batch_norm_training_backprop_reduce": ("input", "mean", "normalized_delta", "gamma", "beta", "variance",
+                                            "normalized"),
     "batch_norm_training_backprop_apply": ("input", "gamma", "beta", "mean", "variance", "normalized_delta",
-                                           "delta_sum", "delta_centered_sum"),
-    "batch_norm_inference": ("input", "gamma", "beta", "mean", "variance"),
-    "batch_norm_inference_backprop": ("input", "gamma", "beta", "mean", "variance", "normalized_delta"),
+                                           "delta_sum", "delta_centered_sum", "normalized"),
+    "batch_norm_inference": ("input", "gamma", "beta", "mean", "variance", "addend"),
+    "batch_norm_inference_backprop": ("input", "gamma", "beta", "mean", "variance", "normalized_delta", "normalized"),
 }.items()}  # fmt: skip
 OUTPUTS = {"batch_norm_training": 3, "batch_norm_training_backprop": 3, "batch_norm_training_backprop_apply": 3,
            "batch_norm_inference": 1, "batch_norm_inference_backprop": 3}  # fmt: skip
-TENSORS, SUMS = ("input", "normalized_delta"), ("delta_sum", "delta_centered_sum")
+TENSORS, SUMS = ("input", "normalized_delta", "addend", "normalized"), ("delta_sum", "delta_centered_sum")
 ARGUMENTS = (
     "input|gamma|beta|mean|variance|normalized_delta|delta_sum|delta_centered_sum|count|epsilon|channel_axis|"
+    "activation|addend|normalized|"
     r"output_mask|num_threads|limit|mode|merge_statistics|parts(\[\d+\])?( \(\w+\))?|out(\[\d+\])?( \(\w+\))?"
 )
 NAMED = re.compile(rf"({ARGUMENTS}): ")
@@ -131,14 +133,14 @@ class Memory:
         return None
 
     def check(self, outputs, inputs):
-        """Nothing has changed but the outputs, and they overlap nothing but the input that the first of them is."""
+        """Nothing has changed but the outputs, and they overlap nothing but the input that a tensor of them is."""
         if self.sabotaged:
             return
         outputs = [np.ndarray.view(array, np.ndarray) for array in outputs]
         allowed = [np.zeros(block.size, bool) for block in self.blocks]
         masks = [(array, self.mask(array)) for array in outputs]
         others = [(array, self.mask(array)) for array in inputs]
-        for n, (array, place) in enumerate(masks):
+        for array, place in masks:
             if place is None:
                 continue
             k, mask = place
@@ -148,7 +150,7 @@ class Memory:
                 raise FindingError("an output whose elements overlap was taken")
             allowed[k] |= mask
             for other, theirs in others:
-                same = n == 0 and is_same(other, array)
+                same = array.ndim > 1 and is_same(other, array)
                 if theirs is not None and theirs[0] == k and (theirs[1] & mask).any() and not same:
                     raise FindingError("an output that overlaps an input was taken")
         for block, before, mask in zip(self.blocks, self.before, allowed, strict=True):
@@ -366,6 +368,31 @@ def float_liar(rng, memory, victims):
     ])()  # fmt: skip
 
 
+class LyingText(str):
+    def __eq__(self, other):
+        return True
+
+    __hash__ = None
+
+
+class RudeText(str):
+    def __eq__(self, other):
+        raise RuntimeError("no")
+
+    __hash__ = None
+
+
+def activation_liar(rng, memory, victims):
+    return rng.choice([
+        lambda: rng.choice(["gelu", "RELU", "relu\0", "", "\udc80", "relu6" * 1000, b"relu", 0, 1, 6.0, True, [], {},
+                            type, ("relu",), np.array("relu"), np.str_("relu"), object(), float("nan"), None]),
+        lambda: rng.choice([LyingText, RudeText])(rng.choice(["relu", "gelu"])),
+        lambda: Saboteur(memory, rng, rng.choice(["relu", None, RuntimeError]), victims),
+        lambda: AttributeLiar(rng.choice(ERRORS)),
+        Unequal,
+    ])()  # fmt: skip
+
+
 def array_liar(rng, memory, array, victims):
     def used_capsule():
         capsule = np.zeros((2, 2)).__dlpack__()
@@ -398,6 +425,7 @@ def array_liar(rng, memory, array, victims):
 
 # ---------------------------------------------------------------- a call of an operator
 
+VECTORS = ("gamma", "beta", "mean", "variance")
 SHAPES = [(2, 3), (1, 1), (4, 3, 2), (2, 3, 4, 5), (0, 3), (3, 2, 0), (5, 1), (1, 5, 1, 1), (7, 2, 3), (2, 2, 1, 3, 2),
           (40, 3), (3, 2, 65), (2, 33), (2, 1, 1, 2, 1, 3)]  # fmt: skip
 
@@ -429,6 +457,8 @@ def operator_call(rng, memory):
         "mean": vector(-1, 1),
         "variance": vector(0.5, 2),
         "normalized_delta": normal.normal(size=shape).astype(dtype),
+        "addend": (3 * normal.normal(size=shape)).astype(dtype),
+        "normalized": (normal.normal(size=shape) * rng.choice([1, 5])).astype(dtype),
         "delta_sum": vector(-3, 3, np.float64),
         "delta_centered_sum": vector(-3, 3, np.float64),
     }
@@ -437,31 +467,45 @@ def operator_call(rng, memory):
         values[spoilt].flat[rng.randrange(values[spoilt].size)] = rng.choice([np.nan, np.inf, -np.inf, 6e4, -0.0])
     kwargs = {n: memory.place(values[n], False) for n in INPUTS[name]}
     clean = True
-    for n in ("gamma", "beta"):
-        if n in kwargs and rng.random() < 0.2:
+    for n in ("gamma", "beta", "addend", "normalized"):
+        if n in kwargs and rng.random() < (0.2 if n in VECTORS else 0.5):
             kwargs[n] = None
+    activation = rng.choice([None, None, "relu", "relu6"]) if name != "batch_norm_training_statistics" else None
+    if activation or (name != "batch_norm_training_statistics" and rng.random() < 0.2):
+        kwargs["activation"] = activation
+    has_addend = "normalized" in kwargs and rng.random() < 0.4
+    if has_addend or ("normalized" in kwargs and rng.random() < 0.2):
+        kwargs["addend"] = has_addend
+    if name.endswith("reduce"):
+        for n in ("gamma", "beta", "variance"):
+            if rng.random() < 0.3:
+                kwargs[n] = None
+        clean = not (activation and kwargs["normalized"] is None and kwargs["variance"] is None)
+    if activation and has_addend and kwargs["normalized"] is None:
+        clean = False
     if shared:
-        for n in kwargs:
+        for n in INPUTS[name]:
             if kwargs[n] is not None and n not in SUMS and rng.random() < 0.3:
                 kwargs[n] = memory.place(values[n], True)
     kwargs["channel_axis"] = axis
     if rng.random() < 0.3:
         kwargs["num_threads"] = rng.randint(1, 4)
-    if name not in ("batch_norm_training_statistics", "batch_norm_training_backprop_reduce"):
+    if name != "batch_norm_training_statistics":
         kwargs["epsilon"] = rng.choice([1e-5, 0.5, 0, 0.0, np.float32(0.25), 1])
     if name.endswith("apply"):
         kwargs["count"] = values["input"].size // channels + rng.choice([0, 0, 1, 1000])
-    outputs = OUTPUTS.get(name, 0)
-    if outputs == 3 and name != "batch_norm_training" and rng.random() < 0.3:
-        kwargs["output_mask"] = rng.choice([tuple, list])(rng.random() < 0.5 for _ in range(3))
+    outputs = outputs_of(name, kwargs)
+    if outputs >= 3 and name != "batch_norm_training" and rng.random() < 0.3:
+        kwargs["output_mask"] = rng.choice([tuple, list])(rng.random() < 0.5 for _ in range(outputs))
     if outputs and rng.random() < 0.6:
         out = []
         for k in range(outputs):
-            like = values["input"] if k == 0 else values["mean"]
+            like = values["input"] if k in (0, 3) else values["mean"]
             if rng.random() < 0.2:
                 out.append(None)
-            elif k == 0 and rng.random() < 0.2:
-                out.append(kwargs[rng.choice([n for n in TENSORS if n in kwargs])])
+            elif k in (0, 3) and rng.random() < 0.2:
+                out.append(kwargs[rng.choice([n for n in TENSORS if is_array(kwargs.get(n))])])
+                clean = clean and (k == 0 or out[0] is None or out[3] is not out[0])
             else:
                 out.append(memory.place(np.zeros_like(like), shared))
                 clean = clean and not shared
@@ -476,6 +520,12 @@ def operator_call(rng, memory):
         if name == "batch_norm_training" and kwargs["gamma"] is None and kwargs["beta"] is None:
             clean = clean and parameters == dtype
     return name, kwargs, clean
+
+
+def outputs_of(name, kwargs):
+    """The number of outputs, if the arguments are what they should be."""
+    of_addend = "normalized" in INPUTS[name] and kwargs.get("addend") is True
+    return OUTPUTS.get(name, 0) + of_addend * (name in OUTPUTS)
 
 
 def arrays_of(kwargs):
@@ -506,10 +556,12 @@ def is_array(value):
 
 def spoil(rng, memory, name, kwargs):
     """Put something wrong, or at least strange, into the place of an argument."""
-    key = rng.choice([*kwargs, "channel_axis", "num_threads", "out", "output_mask", "epsilon"])
+    key = rng.choice([*kwargs, "channel_axis", "num_threads", "out", "output_mask", "epsilon", "activation"])
     if key in ("out", "output_mask", "epsilon") and (key not in kwargs and OUTPUTS.get(name, 0) < 3):
         return
     if key == "output_mask" and name == "batch_norm_training":
+        return
+    if key == "activation" and name == "batch_norm_training_statistics":
         return
     arrays = arrays_of(kwargs)
     victims = [v for v in rng.sample(arrays, min(2, len(arrays))) if type(v) in (np.ndarray, list)]
@@ -518,6 +570,10 @@ def spoil(rng, memory, name, kwargs):
         kwargs[key] = rng.choice([integer_liar(rng, memory, victims), rng.randint(-9, 9)])
     elif key == "epsilon":
         kwargs[key] = float_liar(rng, memory, victims)
+    elif key == "activation":
+        kwargs[key] = activation_liar(rng, memory, victims)
+    elif key == "addend" and "normalized" in INPUTS[name]:
+        kwargs[key] = rng.choice([integer_liar(rng, memory, victims), rng.choice([True, False, None])])
     elif key == "output_mask":
         kwargs[key] = rng.choice([
             lambda: (True, rng.choice([integer_liar(rng, memory, victims), 2, 0]), False),
@@ -528,7 +584,9 @@ def spoil(rng, memory, name, kwargs):
             lambda: iter([True, False, True]), lambda: (Saboteur(memory, rng, 1, victims), True, True),
         ])()  # fmt: skip
     elif key == "out":
-        out = list(old) if type(old) in (list, tuple) and old else [old] + [None] * (OUTPUTS.get(name, 1) - 1)
+        out = (
+            list(old) if type(old) in (list, tuple) and old else [old] + [None] * ((outputs_of(name, kwargs) or 1) - 1)
+        )
         k = rng.randrange(len(out))
         array = without_views(out[k])
         choice = rng.choice([
@@ -570,7 +628,16 @@ def expected_of(name, kwargs):
             return None
         if n in ("channel_axis", "count") and type(v) is not int:
             return None
+        if n == "activation" and not (v is None or (type(v) is str and v in ("relu", "relu6"))):
+            return None
+        if n == "addend" and "normalized" in INPUTS[name] and type(v) is not bool:
+            return None
     try:
+        if given.get("activation") and "normalized" in INPUTS[name] and given.get("normalized") is None:
+            # Where the output is next to a corner, float64 has another mask: that of the operator's own output counts.
+            options = {n: v for n, v in given.items() if n in ("channel_axis", "activation", "epsilon")}
+            vectors = {n: given[n] for n in VECTORS}
+            given["normalized"] = bnbp.batch_norm_inference(given["input"], **vectors, **options)
         if "epsilon" in given:
             given["epsilon"] = float(given["epsilon"])
         with np.errstate(all="ignore"):

@@ -481,7 +481,7 @@ def test_the_accuracy_contract_holds_for_the_masked_delta(case, layout, types, g
     x, dy, mean = hostile(case, dtype, 3000)
     arrange = OF_ONE_CHANNEL[layout]
     # 1 / sqrt(3.75 + 0.25) is a half, so that gamma_delta is an exact fraction as well.
-    vectors = [np.array([value], parameters) for value in (1.5, 0.25, mean, 3.75)]
+    vectors = [np.array([value], parameters) for value in (3.0, 0.25, mean, 3.75)]
     normalized = bnbp.batch_norm_inference(arrange(x), *vectors, 0.25, activation="relu")
     passes = (normalized > 0).ravel()
     assert 0.1 < passes.mean() < 0.9
@@ -494,7 +494,7 @@ def test_the_accuracy_contract_holds_for_the_masked_delta(case, layout, types, g
     for value, terms in ((got.beta_delta[0], delta), (got.gamma_delta[0], products)):
         lost = len(terms) * Fraction(5e-324) / 2 if dtype == np.float64 and case == "subnormal deltas" else 0
         assert off(value, sum(terms)) <= sum_bound(value, sum(map(abs, terms)), dtype) + lost
-    u, m, scale = Fraction(eps(dtype)) / 2, len(delta), Fraction(3, 4)
+    u, m, scale = Fraction(eps(dtype)) / 2, len(delta), Fraction(3, 2)
     beta, gamma = sum(delta), sum(products)
     for value, d, e in zip(got.input_delta.ravel()[:500], delta, centered, strict=False):
         exact = scale * (d - beta / m - e / 2 * gamma / m)
@@ -566,7 +566,8 @@ for activation, function in (("relu", F.relu), ("relu6", F.relu6)):
     assert np.array_equal(y, theirs, equal_nan=True)
     assert np.array_equal(np.signbit(y)[0, 1:], np.signbit(theirs)[0, 1:])
     got = bnbp.batch_norm_inference_backprop(x, one, -zero, zero, one, np.ones_like(x), 0.0, activation=activation)
-    assert np.array_equal(got.beta_delta, t.grad[0].numpy())
+    some = slice(activation == "relu6", None)  # of NaN, its ReLU6 passes the gradient or not by the place in the array
+    assert np.array_equal(got.beta_delta[some], t.grad[0].numpy()[some])
 print("agreed")
 """
     assert python(code) == "agreed"

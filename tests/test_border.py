@@ -338,3 +338,14 @@ def test_the_mask_of_a_part_is_that_of_the_whole(types, activation):
         one = [vector[c : c + 1].copy() for vector in channels]
         result = bnbp.batch_norm_inference_backprop(x[:, c : c + 1].copy(), *one, delta[:, c : c + 1].copy(), **options)
         assert same_bits([result.input_delta], [whole[:, c : c + 1]])
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("gamma", [0.0, -0.0])
+@pytest.mark.parametrize("beta", [0.0, -0.0, -1.0, 1.0, 6.0, 7.0])
+def test_without_a_scale_the_shift_alone_decides(beta, gamma, activation, types):
+    """Every finite input of a channel is on the same side; many networks begin with scales of 0."""
+    x = np.array([[-3.0], [0.0], [2.0], [60000.0]]).astype(types[0])
+    channels = [np.array([value], types[1]) for value in (gamma, beta, 2.0, 1.0)]
+    passes = assert_mask(x, channels, 0.0, activation)
+    assert passes.all() == passes.any() == (beta > 0 and (beta < 6 or activation == "relu"))

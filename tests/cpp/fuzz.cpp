@@ -37,6 +37,8 @@ public:
         const std::int64_t axis = one_in(8) ? integer() : 1;
         const double epsilon = one_in(10) ? -1 : 0.5;
         const std::int64_t count = one_in(3) ? integer() : 1000;
+        const auto activation = static_cast<bnbp::Activation>(below(3));
+        const bool addend = one_in(2);
         int inputs = 0, outputs = 3;
         try {
             std::unique_ptr<BatchNormBase> op;
@@ -44,11 +46,11 @@ public:
             std::vector<int> roles; // 0 a tensor, 1 a vector, 2 a sum
             switch (which) {
             case 0:
-                op = std::make_unique<BatchNormTraining>(epsilon, axis), roles = {0, 1, 1, 0, 1, 1}, inputs = 3;
+                op = std::make_unique<BatchNormTraining>(epsilon, axis), roles = {0, 1, 1, 0, 0, 1, 1}, inputs = 4;
                 break;
             case 1:
                 op = std::make_unique<BatchNormTrainingBackprop>(epsilon, axis);
-                roles = {0, 1, 1, 1, 1, 0, 0, 1, 1}, inputs = 6;
+                roles = {0, 1, 1, 1, 1, 0, 0, 0, 1, 1, 0}, inputs = 7, outputs = 3 + addend;
                 break;
             case 2:
                 op = std::make_unique<BatchNormTrainingStatistics>(axis);
@@ -56,29 +58,37 @@ public:
                 break;
             case 3:
                 op = std::make_unique<BatchNormTrainingBackpropReduce>(axis);
-                roles = {0, 1, 0, 2, 2}, inputs = 3, outputs = 2;
+                roles = {0, 1, 0, 1, 1, 1, 0, 2, 2}, inputs = 7, outputs = 2;
                 break;
             case 4:
                 op = std::make_unique<BatchNormTrainingBackpropApply>(count, epsilon, axis);
-                roles = {0, 1, 1, 1, 1, 0, 2, 2, 0, 1, 1}, inputs = 8;
+                roles = {0, 1, 1, 1, 1, 0, 2, 2, 0, 0, 1, 1, 0}, inputs = 9, outputs = 3 + addend;
                 break;
             case 5:
                 op = std::make_unique<BatchNormInference>(epsilon, axis);
-                roles = {0, 1, 1, 1, 1, 0}, inputs = 5, outputs = 1;
+                roles = {0, 1, 1, 1, 1, 0, 0}, inputs = 6, outputs = 1;
                 break;
             default:
                 op = std::make_unique<BatchNormInferenceBackprop>(epsilon, axis);
-                roles = {0, 1, 1, 1, 1, 0, 0, 1, 1}, inputs = 6;
+                roles = {0, 1, 1, 1, 1, 0, 0, 0, 1, 1, 0}, inputs = 7, outputs = 3 + addend;
+            }
+            if (auto* activated = dynamic_cast<BatchNormActivated*>(op.get())) {
+                activated->set_activation(activation);
+                activated->set_addend(addend);
             }
             std::vector<Tensor> in, out;
             for (int k = 0; k < inputs + outputs; ++k) {
                 (k < inputs ? in : out).push_back(tensor(roles[static_cast<std::size_t>(k)]));
             }
-            if (one_in(4) && !in.empty()) {
-                out[0] = in[one_in(2) ? 0 : in.size() - 1];
-                out[0].writable = !one_in(4);
+            if ((which == 0 || which == 5) && addend == one_in(20)) { // without an addend there is none to be given
+                in.back() = {};
             }
-            if (one_in(30)) {
+            if (one_in(4)) {
+                Tensor& place = out[one_in(3) ? out.size() - 1 : 0];
+                place = in[one_in(2) ? 0 : in.size() - 1];
+                place.writable = !one_in(4);
+            }
+            if (one_in(which == 2 ? 30 : 6)) { // most operators have inputs at the end that may be left out
                 in.pop_back();
             }
             if (one_in(30)) {
