@@ -264,9 +264,9 @@ cdef Activation activation_of(activation) except *:
     if activation is None:
         return Activation.none
     if issubclass(type(activation), str):
-        if activation == "relu":
+        if str.__eq__(activation, "relu"):  # whatever a subclass says
             return Activation.relu
-        if activation == "relu6":
+        if str.__eq__(activation, "relu6"):
             return Activation.relu6
     raise (ValueError if issubclass(type(activation), str) else TypeError)(
         f'activation: expected None, "relu" or "relu6", got {text_of(activation)}')

@@ -7,7 +7,7 @@
 # numbers, so that three outputs, which are computed side by side, confirm it.
 #
 # An edge that there is not is NaN, of which no comparison is true. Only an infinite input in a channel of scale 0 has
-# no place in this: its output is NaN, and one of the two infinities counts as the largest numbers do.
+# no place in this: its output is NaN, and it counts as all numbers do there.
 
 cdef extern from "numbers.h" nogil:
     void numbers_at[R](double* to, const long long* places, R tag)
@@ -100,6 +100,8 @@ cdef void search_edges(long long* edges, Py_ssize_t count, const Coefficients* k
         probe[q] = 0
     least, most = place_of(-INFINITY, tag), place_of(INFINITY, tag)
     for q in range(count):
+        if k.wide[2][q] == 0:
+            continue
         below, above, step = least - 1, most + 1, 1
         probe[q] = min(max(edges[q], least), most)
         while above != below + 1:
@@ -122,7 +124,8 @@ cdef inline void find_edges(long long* edges, Py_ssize_t count, const Coefficien
                             const double* sign, real tag) noexcept nogil:
     """For each of FEW channels, the first place from which on the output is above the level, or `reaches` it.
 
-    A place is that of a number in the order of its type. In a channel of negative scale, that of the negated input.
+    A place is that of a number in the order of its type. In a channel of negative scale, that of the negated input. One
+    of scale 0 has none.
     """
     cdef double[8] x
     cdef long long[8] before, after, beyond_before, beyond, beyond_after
@@ -136,7 +139,7 @@ cdef inline void find_edges(long long* edges, Py_ssize_t count, const Coefficien
     compare_at(beyond, edges, k, level, reaches, sign, tag)
     compare_at(beyond_after, after, k, level, reaches, sign, tag)
     for q in range(8):
-        found += 1 if q >= count else beyond_after[q] & ~beyond_before[q]
+        found += 1 if q >= count or k.wide[2][q] == 0 else beyond_after[q] & ~beyond_before[q]
     if found == 8:
         for q in range(8):
             edges[q] += 1 - beyond[q]
@@ -148,7 +151,7 @@ cdef void set_edges(const bnbp_arguments* a, const Channels* ch, Py_ssize_t c, P
                     ) noexcept nogil:
     """The bounds of FEW channels, between which their gradient passes, from the forward operator's coefficients."""
     cdef Coefficients k
-    cdef double[8] sign, low, high
+    cdef double[8] sign, low, high, zero, y
     cdef long long[8] edges
     cdef Py_ssize_t q
     cdef int field
@@ -160,7 +163,7 @@ cdef void set_edges(const bnbp_arguments* a, const Channels* ch, Py_ssize_t c, P
     for q in range(8):
         k.in_range[q] = ch.in_range[c + min(q, count - 1)]
         sign[q] = -1.0 if k.wide[2][q] < 0 else 1.0
-        high[q] = NAN
+        high[q], zero[q] = NAN, 0.0
     find_edges(edges, count, &k, 0.0, False, sign, tag)
     for q in range(8):
         edges[q] -= 1
@@ -168,6 +171,11 @@ cdef void set_edges(const bnbp_arguments* a, const Channels* ch, Py_ssize_t c, P
     if a.activation == BNBP_RELU6:
         find_edges(edges, count, &k, 6.0, True, sign, tag)
         numbers_at(high, edges, tag)
+    outputs_at(y, zero, &k, tag)
+    for q in range(8):
+        if k.wide[2][q] == 0:  # all inputs have the same output
+            low[q] = INFINITY if y[q] <= 0 or (a.activation == BNBP_RELU6 and y[q] >= 6) else NAN
+            high[q] = NAN
     for q in range(8):
         k.wide[0][q] = low[q] if sign[q] > 0 else -high[q]
         k.wide[1][q] = high[q] if sign[q] > 0 else -low[q]
