@@ -50,6 +50,26 @@ def test_a_gradient_computed_in_cpp_is_that_of_the_reference(caller):
         np.testing.assert_allclose(result, exact.ravel(), rtol=1e-13)
 
 
+def test_activation_and_addend_are_attributes_and_operands(caller):
+    x, dy, gamma, *_ = map(np.array, caller.gradient())
+    x, dy = x.reshape(3, 2, 2), dy.reshape(3, 2, 2)
+    got = [np.array(values) for values in caller.activated()]
+    vectors = gamma, [0.5, 3.0], [2.0, 2.5], [8.0, 4.0]
+    y = reference.batch_norm_inference(x, *vectors, 0.5, activation="relu6", addend=dy)
+    plain = reference.batch_norm_inference(x, *vectors, 0.5, activation="relu6")
+    assert {*np.sign(y.ravel())} == {0.0, 1.0}
+    assert (y != plain).any()
+    whole = reference.batch_norm_training_backprop(x, *vectors, dy, 0.5, activation="relu6", normalized=y, addend=True)
+    apart = reference.batch_norm_training_backprop(x, *vectors, dy, 0.5, activation="relu6")
+    sums = [
+        np.concatenate(reference.batch_norm_training_backprop_reduce(x, vectors[2], masked))
+        for masked in (whole.addend_delta, np.where((plain > 0) & (plain < 6), dy, 0))
+    ]
+    expected = y, plain, whole.input_delta, whole.gamma_delta, whole.addend_delta, *sums, apart.input_delta
+    for result, exact in zip(got, expected, strict=True):
+        np.testing.assert_allclose(result, np.ravel(exact), rtol=1e-12, atol=1e-14)
+
+
 def test_a_gradient_in_parts_is_that_of_the_whole(caller):
     x, *_ = map(np.array, caller.gradient())
     whole, apart, statistics = map(np.array, caller.parts())
@@ -86,6 +106,11 @@ def test_cpp_gets_the_errors_of_python(caller):
         "reach": "input: expected memory that has addresses, got shape (3, 2, 2) with strides "
         "(4611686018427387904, 16, 8)",
         "unknown": "input: expected float16, bfloat16, float32 or float64, got an unknown type",
+        "no addend": "addend: expected shape (3, 2, 2), that of input, got None",
+        "addend": "addend: expected None without the attribute addend, got a tensor",
+        "normalized": "normalized: expected the forward operator's output, which the gradient of activation "
+        '"relu" with an addend needs, got None',
+        "activation": "activation: expected none, relu or relu6, got number 7",
         "none": "0.000000",
         "length": "input: expected lengths >= 0, got shape (-3, 2, 2)",
     }

@@ -96,6 +96,51 @@ PyObject* parts(PyObject*, PyObject*) {
     return Py_BuildValue("(NNN)", list_of(whole), list_of(apart), list_of(statistics));
 }
 
+// The forward operator with ReLU6 and the batch's dy as its addend, and the gradient: normalized, input_delta,
+// gamma_delta and addend_delta of the whole operator; then the sums of the first half, and the sums and input_delta
+// without an addend, where normalized need not be given.
+PyObject* activated(PyObject*, PyObject*) {
+    using namespace bnbp::op;
+    std::vector<double> y(12), plain(12), dx(12), gamma_delta(2), addend_delta(12), sums(4), again(4), apart(12);
+    const std::vector<double> mean = {2.0, 2.5}, variance = {8.0, 4.0}, beta_ = {0.5, 3.0};
+    const Tensor none, input(x.data(), shape), gamma(gamma_.data(), {2}), beta(beta_.data(), {2}),
+        mean_of(mean.data(), {2}), variance_of(variance.data(), {2}), delta(dy.data(), shape),
+        normalized(y.data(), shape);
+    const auto relu6 = [](auto op, bool addend) {
+        op.set_activation(bnbp::Activation::relu6);
+        op.set_addend(addend);
+        if (op.get_activation() != bnbp::Activation::relu6 || op.get_addend() != addend) {
+            throw std::runtime_error("forgot an attribute");
+        }
+        return op;
+    };
+    try {
+        relu6(BatchNormInference(0.5), true).evaluate({normalized}, {input, gamma, beta, mean_of, variance_of, delta});
+        relu6(BatchNormInference(0.5), false)
+            .evaluate({{plain.data(), shape}}, {input, gamma, beta, mean_of, variance_of});
+        const auto whole = relu6(BatchNormTrainingBackprop(0.5), true);
+        const std::vector<Tensor> inputs = {input, gamma, beta, mean_of, variance_of, delta, normalized};
+        if (whole.validate_and_infer_types(inputs).size() != 4) {
+            throw std::runtime_error("inferred the wrong number of outputs");
+        }
+        whole.evaluate({{dx.data(), shape}, {gamma_delta.data(), {2}}, none, {addend_delta.data(), shape}}, inputs);
+        const Tensor first(sums.data(), {2}), second(sums.data() + 2, {2});
+        relu6(BatchNormTrainingBackpropReduce(1, 0.5), true)
+            .evaluate({first, second}, {input, mean_of, delta, none, none, none, normalized});
+        const Tensor third(again.data(), {2}), fourth(again.data() + 2, {2});
+        relu6(BatchNormTrainingBackpropReduce(1, 0.5), false)
+            .evaluate({third, fourth}, {input, mean_of, delta, gamma, beta, variance_of});
+        relu6(BatchNormTrainingBackpropApply(6, 0.5), false)
+            .evaluate({{apart.data(), shape}, none, none},
+                      {input, gamma, beta, mean_of, variance_of, delta, third, fourth});
+    } catch (const std::exception& error) {
+        PyErr_SetString(PyExc_RuntimeError, error.what());
+        return nullptr;
+    }
+    return Py_BuildValue("(NNNNNNNN)", list_of(y), list_of(plain), list_of(dx), list_of(gamma_delta),
+                         list_of(addend_delta), list_of(sums), list_of(again), list_of(apart));
+}
+
 // 16-bit numbers, whose parameters are float: 1, 2, 3 and 4 in either type, normalised with mean 2 and variance 1.
 PyObject* halves(PyObject*, PyObject*) {
     using bnbp::ElementType;
@@ -153,6 +198,11 @@ PyObject* errors(PyObject*, PyObject*) {
     Tensor untyped(memory.data(), {2}); // none, and so nothing is written to it
     untyped.element_type = bnbp::ElementType::none;
     bnbp::op::BatchNormTraining().evaluate({none, untyped, none}, {input, none, none});
+    bnbp::op::BatchNormInference adding;
+    adding.set_addend(true);
+    bnbp::op::BatchNormTrainingBackprop gradient_op;
+    gradient_op.set_activation(bnbp::Activation::relu);
+    gradient_op.set_addend(true);
     const bnbp::Shape endless = {std::int64_t{1} << 40, 2, std::int64_t{1} << 40};
     const std::vector<std::pair<const char*, std::string>> table = {
         {"epsilon", message_of<ValueError>([] { bnbp::op::BatchNormTraining(-1.0); })},
@@ -173,6 +223,11 @@ PyObject* errors(PyObject*, PyObject*) {
         {"whole", message_of<ValueError>([] { bnbp::op::BatchNormTrainingBackpropApply(-2); })},
         {"reach", message_of<ValueError>(evaluate({out}, {far_away, none, none, vector, vector}))},
         {"unknown", message_of<TypeError>(evaluate({out}, {unknown, none, none, vector, vector}))},
+        {"no addend", message_of<ValueError>([&] { adding.evaluate({out}, {input, none, none, vector, vector}); })},
+        {"addend", message_of<ValueError>(evaluate({out}, {input, none, none, vector, vector, input}))},
+        {"normalized", message_of<ValueError>(
+                           [&] { gradient_op.validate_and_infer_types({input, none, none, vector, vector, input}); })},
+        {"activation", message_of<ValueError>([&] { gradient_op.set_activation(static_cast<bnbp::Activation>(7)); })},
         {"none", std::to_string(memory[0] + memory[1])},
         {"length", message_of<ValueError>(evaluate({out}, {{x.data(), {-3, 2, 2}}, none, none, vector, vector}))},
     };
@@ -192,6 +247,7 @@ PyObject* before_import(PyObject*, PyObject*) {
 
 PyMethodDef methods[] = {{"gradient", gradient, METH_NOARGS, nullptr},
                          {"parts", parts, METH_NOARGS, nullptr},
+                         {"activated", activated, METH_NOARGS, nullptr},
                          {"halves", halves, METH_NOARGS, nullptr},
                          {"errors", errors, METH_NOARGS, nullptr},
                          {"before_import", before_import, METH_NOARGS, nullptr},

@@ -174,7 +174,14 @@ public:
 
     /// \brief Sets what is applied to the forward operator's output.
     /// \param activation with one, the forward operator normalises with mean and variance as it returns them
-    void set_activation(Activation activation) { attributes_.activation = activation; }
+    /// \throws ValueError for a number that is none of the enumeration's
+    void set_activation(Activation activation) {
+        if (activation != Activation::none && activation != Activation::relu && activation != Activation::relu6) {
+            throw ValueError("activation: expected none, relu or relu6, got number " +
+                             std::to_string(static_cast<int>(activation)));
+        }
+        attributes_.activation = activation;
+    }
 
     /// \brief Whether a tensor is added before the activation.
     /// \return the attribute `addend`
