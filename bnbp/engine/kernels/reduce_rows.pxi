@@ -73,10 +73,10 @@ cdef inline void reduce_columns(
         for row in range(rows):
             at = row * pitch + i
             look_ahead_to(x + at, dy + at, v + at, ahead, not statistics, masked)
-            add_some(x + at, dy + at, v + at, LANES, &shift, &bounds, &sums, statistics, masked, unit)
+            add_lanes(x + at, dy + at, v + at, &shift, &bounds, &sums, statistics, masked, unit)
             at += LANES
             look_ahead_to(x + at, dy + at, v + at, ahead, not statistics, masked)
-            add_some(x + at, dy + at, v + at, LANES, &shift_more, &bounds_more, &more, statistics, masked, unit)
+            add_lanes(x + at, dy + at, v + at, &shift_more, &bounds_more, &more, statistics, masked, unit)
         end_columns(&sums, a, i, ends, <real> 0)
         end_columns(&more, a, i + LANES, ends, <real> 0)
         i += 2 * LANES
@@ -89,11 +89,11 @@ cdef inline void reduce_columns(
             for row in range(rows):
                 at = row * pitch + i
                 look_ahead_to(x + at, dy + at, v + at, ahead, not statistics, masked)
-                add_some(x + at, dy + at, v + at, LANES, &shift, &bounds, &sums, statistics, masked, unit)
+                add_lanes(x + at, dy + at, v + at, &shift, &bounds, &sums, statistics, masked, unit)
         else:
             for row in range(rows):
                 at = row * pitch + i
-                add_some(x + at, dy + at, v + at, some, &shift, &bounds, &sums, statistics, masked, unit)
+                add_rest(x + at, dy + at, v + at, some, &shift, &bounds, &sums, statistics, masked, unit)
         end_columns(&sums, a, i, ends, <real> 0)
         i += LANES
 

@@ -36,10 +36,10 @@ cdef inline void reduce_part(const real* x, const real* dy, const real* v, Py_ss
             return
     for i in range(0, whole_lanes, 16):
         look_ahead_to(x + i, dy + i, v + i, ahead, not statistics, masked)
-        add_some(x + i, dy + i, v + i, LANES, shift, bounds, sums, statistics, masked, unit)
+        add_lanes(x + i, dy + i, v + i, shift, bounds, sums, statistics, masked, unit)
     if whole_lanes < count:
         i = whole_lanes
-        add_some(x + i, dy + i, v + i, count - i, shift, bounds, sums, statistics, masked, unit)
+        add_rest(x + i, dy + i, v + i, count - i, shift, bounds, sums, statistics, masked, unit)
 
 
 cdef inline void reduce_block_as(const real* x, const real* dy, const real* v, Py_ssize_t count, Py_ssize_t ahead,

@@ -37,18 +37,28 @@ cdef inline void add_quarter(const real* x, const real* dy, const real* v, Py_ss
                  statistics, unit, <real> 0)
 
 
-cdef inline void add_lanes(const real* x, const real* dy, const lanes[real]* shift, LaneSums[real]* sums,
-                           bint statistics, double unit) noexcept nogil:
-    """Adds LANES elements side by side to their sums; `shift` is the mean of each, negated."""
+cdef inline void add_lanes(const real* x, const real* dy, const real* v, const lanes[real]* shift,
+                           const Bounds[real]* bounds, LaneSums[real]* sums, bint statistics, bint masked, double unit
+                           ) noexcept nogil:
+    """Adds LANES elements side by side to their sums; `shift` is the mean of each, negated.
+
+    `masked`: dy counts as 0 where `v` is not between the bounds.
+    """
+    cdef real[16] line
     cdef lanes[real] centered, delta
     if real is double:  # all 16 at once would need more registers than there are
+        if masked:
+            load_between(line, dy, v, LANES, bounds[0])
+            dy = line
         add_eight(x, dy, 8, 0, shift, sums, statistics, unit)
         add_eight(x, dy, 8, 1, shift, sums, statistics, unit)
     else:
         load_lanes(centered, x)
         centered = centered + shift[0]
         delta = centered
-        if not statistics:
+        if masked:
+            widen_between(delta, dy, v, bounds[0])
+        elif not statistics:
             load_lanes(delta, dy)
         sums.delta = plus(sums.delta, delta, unit)
         sums.product = plus(sums.product, delta * centered, unit)
@@ -74,27 +84,6 @@ cdef inline void add_rest(const real* x, const real* dy, const real* v, Py_ssize
             add_quarter(x, dy, v, min(count - 8, 4), 2, shift, bounds, sums, statistics, masked, unit)
         if count > 12:
             add_quarter(x, dy, v, min(count - 12, 4), 3, shift, bounds, sums, statistics, masked, unit)
-
-
-cdef inline void add_some(const real* x, const real* dy, const real* v, Py_ssize_t count, const lanes[real]* shift,
-                          const Bounds[real]* bounds, LaneSums[real]* sums, bint statistics, bint masked, double unit
-                          ) noexcept nogil:
-    """Adds LANES elements side by side to their sums, or less; `masked`: of dy where `v` is between the bounds."""
-    cdef real[16] line
-    cdef lanes[real] centered, delta
-    if count < LANES:
-        add_rest(x, dy, v, count, shift, bounds, sums, statistics, masked, unit)
-    elif masked and real is not double:
-        load_lanes(centered, x)
-        centered = centered + shift[0]
-        widen_between(delta, dy, v, bounds[0])
-        sums.delta = plus(sums.delta, delta, unit)
-        sums.product = plus(sums.product, delta * centered, unit)
-    elif masked:
-        load_between(line, dy, v, count, bounds[0])
-        add_lanes(x, line, shift, sums, statistics, unit)
-    else:
-        add_lanes(x, dy, shift, sums, statistics, unit)
 
 
 cdef inline void look_ahead(const real* x, const real* dy, Py_ssize_t ahead, bint both) noexcept nogil:
