@@ -68,7 +68,7 @@ lint: $(VENV)/.lint ## style and types: ruff, cython-lint, clang-format, mypy
 	$(BIN)/mypy
 	for level in x86-64 $(if $(filter x86_64,$(shell uname -m)),x86-64-v3 x86-64-v4); do \
 		$(CXX) $(WARNINGS) $(if $(filter x86_64,$(shell uname -m)),-march=$$level) -fopenmp -DCYTHON_INLINE=inline \
-			-fsyntax-only -x c++ -include bnbp/engine/kernels/lanes.h /dev/null || exit 1; \
+			-fsyntax-only -x c++ -include bnbp/engine/kernels/bounds.h /dev/null || exit 1; \
 	done
 
 format: $(VENV)/.lint ## put the code into the form that lint expects

@@ -137,9 +137,6 @@ cdef extern from "lanes.h" nogil:
         R* to
         R* also            # the gradient of the addend
 
-    cppclass Bounds[R]:    # of the numbers whose gradient is taken, for LANES of them
-        pass
-
 ctypedef fused number:     # what sums are made of
     double
     eight
@@ -196,25 +193,30 @@ cdef extern from "lanes.h" nogil:
     void store_beside(bfloat16* to, const float_lanes& source, Py_ssize_t count, bint streams)
     void store_beside(float* to, const float_lanes& source, Py_ssize_t count, bint streams)
     void store_beside(double* to, const float_lanes& source, Py_ssize_t count, bint streams)
-    float_lanes clamped(const float_lanes& y, const float_lanes& low, const float_lanes& high)
-    lanes[double] clamped(const lanes[double]& y, const lanes[double]& low, const lanes[double]& high)
-    float_lanes between(const float_lanes& p, const float_lanes& v, const float_lanes& low, const float_lanes& high)
-    lanes[double] between(const lanes[double]& p, const lanes[double]& v, const lanes[double]& low,
-                          const lanes[double]& high)
     # Cython names the type of the data when it calls these.
-    void load_between[R](R* to, const R* source, const R* v, Py_ssize_t count, const Bounds[R]& bounds)
-    void widen_between[R](lanes[R]& to, const R* source, const R* v, const Bounds[R]& bounds)
-    void quarter_between[R](quarter& to, const R* source, const R* v, Py_ssize_t count, int k, const Bounds[R]& bounds)
     void advance[R](Tensors[R]& at, Py_ssize_t elements)
-    void fill_bounds[R](Bounds[R]& bounds, double low, double high)
-    void load_bounds[R](Bounds[R]& bounds, const void* low, const void* high, Py_ssize_t i)
-    void set_own[R](void* to, Py_ssize_t i, double value, R tag)
     void fill "fill_for" [R](lanes[R]& to, double value)
     void load "load_for" [R](lanes[R]& to, const double* source)
     void store "store_for" [R](double* to, const lanes[R]& source)
     lanes[R] plus "plus_for" [R](const lanes[R]& a, const lanes[R]& b, double one)
     void load_lanes "load_lanes_for" [R](lanes[R]& to, const R* source)
     void add_floats[R](lanes[R]& to, const float_lanes& more)
+
+cdef extern from "bounds.h" nogil:
+    cppclass Bounds[R]:    # of the numbers whose gradient is taken, for LANES of them
+        pass
+
+    float_lanes clamped(const float_lanes& y, const float_lanes& low, const float_lanes& high)
+    lanes[double] clamped(const lanes[double]& y, const lanes[double]& low, const lanes[double]& high)
+    float_lanes between(const float_lanes& p, const float_lanes& v, const float_lanes& low, const float_lanes& high)
+    lanes[double] between(const lanes[double]& p, const lanes[double]& v, const lanes[double]& low,
+                          const lanes[double]& high)
+    void load_between[R](R* to, const R* source, const R* v, Py_ssize_t count, const Bounds[R]& bounds)
+    void widen_between[R](lanes[R]& to, const R* source, const R* v, const Bounds[R]& bounds)
+    void quarter_between[R](quarter& to, const R* source, const R* v, Py_ssize_t count, int k, const Bounds[R]& bounds)
+    void fill_bounds[R](Bounds[R]& bounds, double low, double high)
+    void load_bounds[R](Bounds[R]& bounds, const void* low, const void* high, Py_ssize_t i)
+    void set_own[R](void* to, Py_ssize_t i, double value, R tag)
 
 # The reasons are times measured on two cores, x86-64-v4, float32: of an Intel Xeon (Sapphire Rapids or later, L2 2 MiB)
 # where a line ends in (I), of an AMD EPYC (Zen 4, L2 1 MiB, L3 32 MiB) where it ends in (A).
