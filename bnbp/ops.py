@@ -232,8 +232,20 @@ def batch_norm_training_backprop(
     array([ 0.625 , -0.4375, -0.5   ,  0.3125])
     """
     return _training_backprop(
-        *(input, gamma, beta, mean, variance, normalized_delta, normalized, epsilon, channel_axis, activation, addend),
-        *(output_mask, out, num_threads),
+        input,
+        gamma,
+        beta,
+        mean,
+        variance,
+        normalized_delta,
+        normalized,
+        epsilon,
+        channel_axis,
+        activation,
+        addend,
+        output_mask,
+        out,
+        num_threads,
     )
 
 
@@ -353,8 +365,20 @@ def batch_norm_training_backprop_reduce(
     BatchNormTrainingBackpropSums(delta_sum=array([2.]), delta_centered_sum=array([1.]))
     """
     return _reduce(
-        *(input, mean, normalized_delta, gamma, beta, variance, normalized, epsilon, channel_axis, activation, addend),
-        *(None, None, num_threads),
+        input,
+        mean,
+        normalized_delta,
+        gamma,
+        beta,
+        variance,
+        normalized,
+        epsilon,
+        channel_axis,
+        activation,
+        addend,
+        None,
+        None,
+        num_threads,
     )
 
 
@@ -427,8 +451,23 @@ def batch_norm_training_backprop_apply(
     [-0.4375 -0.5     0.3125] [0.5]
     """
     return _apply(
-        *(input, gamma, beta, mean, variance, normalized_delta, delta_sum, delta_centered_sum, normalized),
-        *(epsilon, channel_axis, activation, addend, output_mask, out, num_threads, count),
+        input,
+        gamma,
+        beta,
+        mean,
+        variance,
+        normalized_delta,
+        delta_sum,
+        delta_centered_sum,
+        normalized,
+        epsilon,
+        channel_axis,
+        activation,
+        addend,
+        output_mask,
+        out,
+        num_threads,
+        count,
     )
 
 
@@ -505,8 +544,7 @@ def batch_norm_inference(
     """
     outputs: Any = (out,) if issubclass(type(out), np.ndarray) else out
     normalized: Array = _inference(
-        *(input, gamma, beta, mean, variance, addend, epsilon, channel_axis, activation, None, None),
-        *(outputs, num_threads),
+        input, gamma, beta, mean, variance, addend, epsilon, channel_axis, activation, None, None, outputs, num_threads
     )
     return normalized
 
@@ -566,6 +604,18 @@ def batch_norm_inference_backprop(
            [30.]]), gamma_delta=array([5.]), beta_delta=array([30.]))
     """
     return _inference_backprop(
-        *(input, gamma, beta, mean, variance, normalized_delta, normalized, epsilon, channel_axis, activation, addend),
-        *(output_mask, out, num_threads),
+        input,
+        gamma,
+        beta,
+        mean,
+        variance,
+        normalized_delta,
+        normalized,
+        epsilon,
+        channel_axis,
+        activation,
+        addend,
+        output_mask,
+        out,
+        num_threads,
     )
