@@ -67,8 +67,8 @@ BNBP_INLINE void load_between(R* to, const R* from, const R* v, ptrdiff_t count,
 /* The same as float64, for sums. */
 template <typename R> BNBP_INLINE void widen_between(lanes<R>& to, const R* from, const R* v, const Bounds<R>& bounds) {
 #if defined(__AVX512VL__)
-    if constexpr (sizeof(R) ==
-                  4) { /* the conversion leaves out what the comparison of eight says: no register is cut up */
+    /* The conversion leaves out what the comparison of eight says: no register is cut up. */
+    if constexpr (sizeof(R) == 4) {
         quarter* const parts[] = {&to.low.low, &to.low.high, &to.high.low, &to.high.high};
         const __m256 low[] = {_mm512_castps512_ps256(bounds.low.at), _mm512_extractf32x8_ps(bounds.low.at, 1)};
         const __m256 high[] = {_mm512_castps512_ps256(bounds.high.at), _mm512_extractf32x8_ps(bounds.high.at, 1)};
