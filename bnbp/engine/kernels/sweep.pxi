@@ -29,6 +29,7 @@ cdef void sweep(
     cdef Channels applied = channels_from(channels, a0)
     cdef Channels reduced = channels_from(channels, r0)
     cdef Cursor cursor
+    cdef int extras
     cdef Tensors[real] at
     cdef const real* rx
     cdef const real* rdy
@@ -44,6 +45,7 @@ cdef void sweep(
         at.dy, at.v = &dy[n, 0, 0], &v[n, 0, 0]
         at.to, at.also = <real*> &dx[n, 0, 0], <real*> &da[n, 0, 0]
         advance(at, a0 * p.s)
+        extras = extras_of(at, p)
         # What it applies to, in elements of the row from channel a0 on.
         cursor = start_of(at.to, s0, p.s, p.streams and a0 < a1 and (follows or s0 > 0))
         last = 0 if a0 == a1 else s0 + length if p.per_run > 1 else (a1 - a0) * p.s
@@ -57,7 +59,7 @@ cdef void sweep(
         q = i = 0
         while cursor.at < last or q < r1 - r0:
             if cursor.at < last:
-                apply_block(at, min(stop, last), p.s, 0, &applied, normalize, p.extras, p.streams, &cursor)
+                apply_block(at, min(stop, last), p.s, 0, &applied, normalize, extras, p.streams, &cursor)
                 stop += block
             if q < r1 - r0:
                 count = min(length - i, block)
