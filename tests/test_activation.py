@@ -738,12 +738,12 @@ def test_the_layouts_of_this_file_have_elements_of_each_kind():
 
 
 @pytest.mark.parametrize("behind", [0, 16, 80, 144, 2064])
-def test_the_place_of_the_outputs_in_their_pages_changes_no_bit(behind: int) -> None:
-    """Of tensors that are streamed past the caches: where both outputs lie just behind an input, one is not."""
+def test_the_place_of_the_outputs_in_their_pages_changes_no_bit(behind):
+    """The tensors are large enough to be streamed; just behind an input, only one of the two outputs is."""
     shape = (32, 32, 56, 56)
     rng = np.random.default_rng(3)
 
-    def placed(offset: int) -> np.ndarray:
+    def placed(offset):
         size = 4 * int(np.prod(shape))
         memory = np.full(size + 8192, 0xFF, np.uint8)
         start = -memory.ctypes.data % 4096 + offset

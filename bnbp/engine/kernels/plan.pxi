@@ -19,7 +19,7 @@ cdef enum Extra:           # what an activation or an addend adds to `apply`
     RETURNS = 2            # and is an output itself
     ADDS = 4               # the forward operator adds a tensor
     CLAMPS = 8             # and applies the activation
-    APART = 16             # the second output is streamed as well: see `extras_of`
+    STREAMS_BOTH = 16      # both outputs go past the caches: see `extras_of`
 
 
 cdef struct Plan:
