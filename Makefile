@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 
 # What the installation is made from; Python files are used where they lie.
 SOURCES := setup.py pyproject.toml $(wildcard $(addprefix bnbp/,*.pxd include/bnbp/*.h* include/bnbp/detail/* engine/*.pyx engine/*.h \
-	engine/kernels/*.p* engine/kernels/*.h))
+	engine/kernels/*.p* engine/kernels/*.h torch/*.h torch/*.cc))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-parallel sanitize bench wheel wheel-check docs lint format clean
+.PHONY: help demo test test-torch test-all test-parallel sanitize bench wheel wheel-check docs lint format clean
 .SECONDARY:
 
 # What `make sanitize` does: this many calls, of this seed.
@@ -28,7 +28,10 @@ demo: $(VENV)/.demo ## train a small network on real images with the operators, 
 test: $(VENV)/.test ## run every test that needs no framework
 	$(BIN)/pytest
 
-test-all: $(VENV)/.test ## those too that need PyTorch, TensorFlow and JAX, which you install into .venv
+test-torch: $(VENV)/.test $(VENV)/.torch ## run the tests of bnbp.torch, and those beside PyTorch
+	$(BIN)/pytest -m torch
+
+test-all: $(VENV)/.test $(VENV)/.torch ## all of them, also those that need TensorFlow and JAX, which you install into .venv
 	$(BIN)/pytest -m ""
 
 # The tests of what an operator computes and refuses; the others are of what there is once in a process, or of others.
@@ -80,7 +83,7 @@ clean: ## remove what the other targets made
 	rm -rf $(VENV) build dist *.egg-info docs/_build
 	find bnbp -name "*.so" -o -name "*.c" -o -name "*.cpp" | xargs rm -f
 
-CPP := $(wildcard bnbp/engine/*.h bnbp/engine/kernels/*.h bnbp/include/bnbp/*.h* bnbp/include/bnbp/detail/* tests/cpp/* docs/examples/*.cpp)
+CPP := $(wildcard bnbp/engine/*.h bnbp/engine/kernels/*.h bnbp/torch/*.h bnbp/torch/*.cc bnbp/include/bnbp/*.h* bnbp/include/bnbp/detail/* tests/cpp/* docs/examples/*.cpp)
 
 # The package itself, compiled, and then what one of its extras asks for.
 $(VENV)/.core: $(SOURCES) | $(BIN)/python

@@ -89,7 +89,9 @@ class BuildExt(build_ext):
         if not compile_args:
             print("bnbp: this compiler has no OpenMP; building the serial kernels")
         for extension in self.extensions:
-            if extension is not shared:
+            if extension is torch:
+                extension.extra_compile_args = FLAGS[kind]
+            elif extension is not shared:
                 extension.extra_compile_args = FLAGS[kind] + compile_args + extension.extra_compile_args
                 extension.extra_link_args = list(link_args)
             extension.extra_compile_args += SANITIZE or SMALL[kind]
@@ -137,6 +139,17 @@ def levels_of(generated: Extension) -> list[Extension]:
     return extensions
 
 
+# The operators for PyTorch, which is not needed to compile them.
+torch = Extension(
+    "bnbp.torch.kernels",
+    ["bnbp/torch/kernels.cc"],
+    include_dirs=["bnbp/include"],
+    define_macros=LIMITED_API,
+    depends=HEADERS,
+    language="c++",
+    py_limited_api=bool(LIMITED_API),
+)
+
 # The last two are compiled for each level.
 MODULES = ("boundary", "pool", "kernels.kernels", "floor")
 
@@ -161,7 +174,7 @@ for module in (core, pool):
     module.include_dirs.append(numpy.get_include())
 
 setup(
-    ext_modules=[shared, core, pool, *(level for each in generated for level in levels_of(each))],
+    ext_modules=[shared, core, pool, torch, *(level for each in generated for level in levels_of(each))],
     cmdclass={"build_ext": BuildExt},
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED_API else {},
 )

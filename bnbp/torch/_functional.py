@@ -1,0 +1,172 @@
+"""`batch_norm`: PyTorch's function, computed by bnbp where it can be."""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function, has_torch_function
+
+from ._gradients import call
+
+__all__ = ["Activation", "activate", "batch_norm", "runs_here"]
+
+Activation = Literal["relu", "relu6"]
+
+_HALF = (torch.bfloat16, torch.float16)
+_TYPES = (torch.float32, torch.float64, *_HALF)
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: Activation | None = None,
+    addend: Tensor | None = None,
+) -> Tensor:
+    r"""Normalise each channel: ``torch.nn.functional.batch_norm``, with what often follows it.
+
+    Computes ``activation(batch_norm(input) + addend)``. The first eight parameters, the result, its memory format and
+    the errors are those of PyTorch's function.
+
+    Parameters
+    ----------
+    input : Tensor, shape (N, C, ...)
+        The batch.
+    running_mean, running_var : Tensor, shape (C,), or None
+        With `training`, they are updated with the batch's mean and unbiased variance, if they are given. Without, the
+        batch is normalised with them.
+    weight, bias : Tensor, shape (C,), or None
+        Scale and shift of each channel; None stands for ones and zeros.
+    training : bool, default False
+        Whether to normalise with the batch's own mean and biased variance.
+    momentum : float, default 0.1
+        The weight of the batch in the update of the running statistics.
+    eps : float, default 1e-5
+        Added to the variance before the square root.
+    activation : {None, "relu", "relu6"}, default None
+        What is applied to the result.
+    addend : Tensor, optional
+        A tensor that is added before the activation.
+
+    Returns
+    -------
+    Tensor
+        Of the shape and type of `input`.
+
+    Raises
+    ------
+    ValueError
+        As PyTorch's function, and if `activation` is another string.
+
+    Notes
+    -----
+    Strided CPU tensors of float16, bfloat16, float32 and float64 are computed by bnbp, in any memory layout and without
+    a copy, on ``torch.get_num_threads()`` threads. The formulas are those of :func:`bnbp.batch_norm_training`,
+    :func:`bnbp.batch_norm_inference` and their gradients. Everything else runs PyTorch's own code: other devices and
+    layouts, empty batches, subclasses of `Tensor` that take over its functions, forward-mode derivatives, statistics
+    and parameters of different types, and addends of another shape or type than `input`.
+
+    Examples
+    --------
+    >>> import torch, bnbp.torch
+    >>> x = torch.tensor([[[1.0, 2.0], [5.0, 5.0]], [[3.0, 6.0], [5.0, 5.0]]])
+    >>> bnbp.torch.batch_norm(x, None, None, training=True, eps=0.5, activation="relu")[:, 0]
+    tensor([[0.0000, 0.0000],
+            [0.0000, 1.5000]])
+    """
+    tensors = (input, running_mean, running_var, weight, bias, addend)
+    if has_torch_function(tensors):
+        return handle_torch_function(
+            batch_norm,
+            tensors,
+            input,
+            running_mean,
+            running_var,
+            weight=weight,
+            bias=bias,
+            training=training,
+            momentum=momentum,
+            eps=eps,
+            activation=activation,
+            addend=addend,
+        )
+    if activation not in (None, "relu", "relu6"):
+        raise ValueError(f'activation: expected None, "relu" or "relu6", got {activation!r}')
+    if not runs_here(input, (weight, bias, running_mean, running_var), addend, training, eps):
+        result = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        return activate(result, activation, addend)
+    if not training:
+        return call(  # type: ignore[no-any-return]
+            "batch_norm_inference", input, weight, bias, running_mean, running_var, addend, eps, activation
+        )
+    if weight is None and bias is None and running_mean is not None and running_mean.dtype is not input.dtype:
+        weight = torch.ones_like(running_mean)  # which says in what type the statistics are wanted
+    normalized, mean, variance = call("batch_norm_training", input, weight, bias, addend, eps, activation)
+    if running_mean is not None or running_var is not None:
+        _update(running_mean, running_var, mean, variance, momentum, input.numel() // input.shape[1])
+    return normalized  # type: ignore[no-any-return]
+
+
+def runs_here(
+    input: Tensor, vectors: tuple[Tensor | None, ...], addend: Tensor | None, training: bool, eps: float
+) -> bool:
+    """Whether bnbp computes a call; what it does not, and what is wrong, is PyTorch's.
+
+    `vectors` are the parameters, and then the running mean and variance.
+    """
+    dtype, shape = input.dtype, input.shape
+    if dtype not in _TYPES or len(shape) < 2 or input.device.type != "cpu" or input.layout is not torch.strided:
+        return False
+    if not 0 < eps < math.inf or input.numel() <= (shape[1] if training else 0):
+        return False
+    if forward_ad._current_level >= 0:
+        return False
+    parameters = None
+    for vector in vectors:
+        if vector is None:
+            continue
+        if parameters is None:
+            parameters = vector.dtype
+        if vector.dtype is not parameters or vector.shape != shape[1:2] or vector.device.type != "cpu":
+            return False
+    if parameters is not dtype and parameters is not None and not (parameters is torch.float32 and dtype in _HALF):
+        return False
+    if not training and (vectors[-1] is None or vectors[-2] is None):
+        return False
+    if addend is None:
+        return True
+    return addend.shape == shape and addend.dtype is dtype and addend.device.type == "cpu"
+
+
+def activate(result: Tensor, activation: Activation | None, addend: Tensor | None) -> Tensor:
+    """What follows the batch norm, by PyTorch's operators."""
+    if addend is not None:
+        result = result + addend
+    if activation is None:
+        return result
+    return F.relu(result) if activation == "relu" else F.relu6(result)
+
+
+def _update(
+    running_mean: Tensor | None, running_var: Tensor | None, mean: Tensor, variance: Tensor, momentum: float, count: int
+) -> None:
+    """Move the running statistics towards the batch's; the variance there is the unbiased one."""
+    with torch.no_grad():
+        if running_mean is not None:
+            _unversioned(running_mean).mul_(1 - momentum).add_(mean, alpha=momentum)
+        if running_var is not None:
+            _unversioned(running_var).mul_(1 - momentum).add_(variance, alpha=momentum * (count / (count - 1)))
+
+
+def _unversioned(statistic: Tensor) -> Tensor:
+    """The same memory. As in PyTorch, the update does not spoil the gradient of an evaluation before it."""
+    return statistic if torch.compiler.is_compiling() else statistic.data

@@ -1,0 +1,101 @@
+"""The modules: subclasses of PyTorch's with the same state, whose forward pass is `bnbp.torch.batch_norm`."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._functional import Activation, batch_norm
+
+__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LazyBatchNorm1d", "LazyBatchNorm2d", "LazyBatchNorm3d"]
+
+
+class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
+    """What the modules share: the activation, and the forward pass."""
+
+    #: What follows the normalisation: None, "relu" or "relu6".
+    activation: Activation | None = None
+
+    def __init__(self, *args: Any, activation: Activation | None = None, **kwargs: Any) -> None:
+        if activation not in (None, "relu", "relu6"):
+            raise ValueError(f'activation: expected None, "relu" or "relu6", got {activation!r}')
+        super().__init__(*args, **kwargs)
+        self.activation = activation
+
+    def forward(self, input: Tensor, addend: Tensor | None = None, activation: Activation | None = None) -> Tensor:
+        """Normalise a batch, add `addend` if there is one, and apply `activation`, or else the module's own."""
+        self._check_input_dim(input)
+        factor = 0.0 if self.momentum is None else self.momentum
+        tracks = self.training and self.track_running_stats
+        if tracks and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:  # the average of all batches
+                factor = 1.0 / float(self.num_batches_tracked)
+        uses_running = tracks or not self.training
+        running_mean, running_var = (self.running_mean, self.running_var) if uses_running else (None, None)
+        return batch_norm(
+            input,
+            running_mean,
+            running_var,
+            self.weight,
+            self.bias,
+            self.training or (self.running_mean is None and self.running_var is None),
+            factor,
+            self.eps,
+            activation=activation or self.activation,
+            addend=addend,
+        )
+
+    def extra_repr(self) -> str:
+        text: str = super().extra_repr()
+        return text if self.activation is None else f"{text}, activation={self.activation!r}"
+
+
+def _documented(rank: str) -> str:
+    return f"""``torch.nn.BatchNorm{rank}``, computed by bnbp, with an activation.
+
+    Parameters
+    ----------
+    num_features, eps, momentum, affine, track_running_stats, device, dtype, bias
+        As those of ``torch.nn.BatchNorm{rank}``.
+    activation : {{None, "relu", "relu6"}}, default None
+        What is applied to the result.
+
+    Notes
+    -----
+    ``forward(input, addend=None)`` adds a tensor of the shape of `input` before the activation. The state dict is that
+    of ``torch.nn.BatchNorm{rank}``. What :func:`bnbp.torch.batch_norm` does not compute runs PyTorch's own code.
+    """
+
+
+class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
+    __doc__ = _documented("1d")
+
+
+class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
+    __doc__ = _documented("2d")
+
+
+class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
+    __doc__ = _documented("3d")
+
+
+# A lazy module becomes another one with its first batch.
+
+
+class LazyBatchNorm1d(torch.nn.LazyBatchNorm1d):
+    """``torch.nn.LazyBatchNorm1d`` that becomes a :class:`BatchNorm1d`."""
+
+    cls_to_become = BatchNorm1d
+
+
+class LazyBatchNorm2d(torch.nn.LazyBatchNorm2d):
+    """``torch.nn.LazyBatchNorm2d`` that becomes a :class:`BatchNorm2d`."""
+
+    cls_to_become = BatchNorm2d
+
+
+class LazyBatchNorm3d(torch.nn.LazyBatchNorm3d):
+    """``torch.nn.LazyBatchNorm3d`` that becomes a :class:`BatchNorm3d`."""
+
+    cls_to_become = BatchNorm3d
