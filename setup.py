@@ -34,6 +34,9 @@ FLAGS = {
     ],
 }
 
+# What has no loop over elements.
+PLAIN = {"msvc": ["/O2", "/std:c++17"], "unix": ["-O2", "-std=c++17"]}
+
 # Debug information would be five sixths of the files.
 SMALL = {"msvc": [], "unix": ["-g0", "-fvisibility=hidden"]}
 
@@ -90,7 +93,7 @@ class BuildExt(build_ext):
             print("bnbp: this compiler has no OpenMP; building the serial kernels")
         for extension in self.extensions:
             if extension is torch:
-                extension.extra_compile_args = FLAGS[kind]
+                extension.extra_compile_args = PLAIN[kind]
             elif extension is not shared:
                 extension.extra_compile_args = FLAGS[kind] + compile_args + extension.extra_compile_args
                 extension.extra_link_args = list(link_args)

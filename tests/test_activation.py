@@ -524,7 +524,7 @@ def test_forward_agrees_with_exact_arithmetic(dtype):
             assert abs(float(got[index]) - exact) <= error
 
 
-@pytest.mark.framework
+@pytest.mark.torch
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_pytorch_has_the_same_gradients(dtype):
     """Of batch norm, an addition and ReLU or ReLU6, through autograd; and it treats NaN, -0.0 and the corners alike."""

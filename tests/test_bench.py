@@ -29,6 +29,10 @@ POINT = points.Point("small", (2, 16, 8, 8), 1, "training_backprop", "nchw", 1)
 # How far a right answer may be from the reference, by the type of the tensors. In 16 bits that is one rounding.
 RIGHT = {"float16": 2**-11, "bfloat16": 2**-8, "float32": 1e-5, "float64": 2e-14}
 
+# Each with the marker of what it needs.
+TORCH = pytest.param("torch", marks=pytest.mark.torch)
+OTHERS = [pytest.param(name, marks=pytest.mark.framework) for name in ("tensorflow", "jax")]
+
 
 def bnbp_bench(arguments, cwd, program=("-m", "bnbp"), timeout=60, **environment):
     command = [sys.executable, *program, "bench", *arguments.split()]
@@ -279,9 +283,8 @@ def test_the_mask_is_not_that_of_the_reference():
     assert measure.deviation(wrong.input_delta, right[0]) > measure.TOLERANCE["bfloat16"]
 
 
-@pytest.mark.framework
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-@pytest.mark.parametrize("peer", ["torch", "tensorflow", "jax"])
+@pytest.mark.parametrize("peer", [TORCH, *OTHERS])
 def test_a_peer_is_right(tmp_path, peer, dtype):
     """In a process of its own: they do not like to be forked, as other tests do."""
     assert importlib.util.find_spec(peer), f"this test needs {peer}"
@@ -317,9 +320,8 @@ sys.exit(main())
 """
 
 
-@pytest.mark.framework
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("peer", ["torch", "jax"])
+@pytest.mark.parametrize("peer", [TORCH, OTHERS[1]])
 @pytest.mark.parametrize(("activation", "addend"), FUSED)
 def test_a_peer_is_right_with_an_activation(tmp_path, activation, addend, peer, dtype):
     assert importlib.util.find_spec(peer), f"this test needs {peer}"
@@ -335,7 +337,7 @@ def test_a_peer_is_right_with_an_activation(tmp_path, activation, addend, peer, 
         assert peer in row["seconds"]
 
 
-@pytest.mark.framework
+@pytest.mark.torch
 @pytest.mark.parametrize(("dtype", "addend"), [("float32", False), ("bfloat16", True)])
 def test_what_torch_compiles_is_right(tmp_path, dtype, addend):
     """For each shape, layout and number of threads there is a version, more of them than PyTorch keeps of one."""
@@ -354,7 +356,7 @@ def test_what_torch_compiles_is_right(tmp_path, dtype, addend):
         assert row["deviations"]["torch.compile"] < 2 * RIGHT[dtype]
 
 
-@pytest.mark.framework
+@pytest.mark.torch
 def test_without_a_compiler_what_torch_compiles_is_left_out(tmp_path):
     assert importlib.util.find_spec("torch"), "this test needs torch"
     arguments = "--set small --rounds 1 --peer torch --peer torch.compile --threads 1 --json x.json --activation relu"

@@ -172,7 +172,7 @@ def test_worker_processes_compute_the_same_bits(kind, how, tmp_path):
     assert (result.returncode, result.stdout.strip()) == (0, "True"), result.stderr
 
 
-@pytest.mark.framework
+@pytest.mark.torch
 @pytest.mark.parametrize("order", ["torch, bnbp", "bnbp, torch"])
 def test_together_with_pytorch(order):
     """PyTorch brings an OpenMP of its own. Both compute in turns, at once, and ours in a forked child."""
@@ -262,3 +262,21 @@ except ImportError as error:
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert result.stdout.startswith("bnbp: the compiled core is missing. ")
     assert "pip install -e ." in result.stdout
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("order", ["import torch, bnbp", "import bnbp, torch", "import bnbp.torch, torch"])
+def test_pytorch_and_the_kernels_have_one_team_of_threads(order):
+    """Of two runtimes, each would have one, and its threads would wait in the way of the other's."""
+    code = f"""
+import os
+{order}
+import numpy as np
+torch.set_num_threads(3)
+x = torch.randn(8, 16, 64, 64)
+torch.relu(x)
+tasks = len(os.listdir("/proc/self/task"))
+bnbp.batch_norm_training(x.numpy(), num_threads=3)
+print(tasks > 1, len(os.listdir("/proc/self/task")) - tasks)
+"""
+    assert python(code) == "True 0"

@@ -8,8 +8,14 @@ A call goes down this list:
     Memory of large results, kept for the next ones.
 ``isa``, ``threads``
     Which build of the kernels this CPU gets, and how many threads a call takes.
+``openmp``
+    Which OpenMP runtime the kernels share with PyTorch; before anything is loaded that uses one.
 ``kernels``
     The arithmetic, compiled once for each level of the instruction set.
 
 ``floor`` is beside the way: the loops that ``bnbp bench`` compares the operators with.
 """
+
+from .openmp import share_runtime
+
+share_runtime()
