@@ -123,28 +123,25 @@ def runs_here(
 
     `vectors` are the parameters, and then the running mean and variance.
     """
-    dtype, shape = input.dtype, input.shape
-    if dtype not in _TYPES or len(shape) < 2 or input.device.type != "cpu" or input.layout is not torch.strided:
+    dtype = input.dtype
+    if dtype not in _TYPES or input.dim() < 2 or not input.is_cpu or input.layout is not torch.strided:
         return False
-    if not 0 < eps < math.inf or input.numel() <= (shape[1] if training else 0):
-        return False
-    if forward_ad._current_level >= 0:
+    channels = input.size(1)
+    if not 0 < eps < math.inf or input.numel() <= (channels if training else 0) or forward_ad._current_level >= 0:
         return False
     parameters = None
     for vector in vectors:
-        if vector is None:
-            continue
-        if parameters is None:
-            parameters = vector.dtype
-        if vector.dtype is not parameters or vector.shape != shape[1:2] or vector.device.type != "cpu":
-            return False
+        if vector is not None:
+            parameters = parameters or vector.dtype
+            if vector.dtype is not parameters or not vector.is_cpu or vector.dim() != 1 or vector.size(0) != channels:
+                return False
     if parameters is not dtype and parameters is not None and not (parameters is torch.float32 and dtype in _HALF):
         return False
     if not training and (vectors[-1] is None or vectors[-2] is None):
         return False
     if addend is None:
         return True
-    return addend.shape == shape and addend.dtype is dtype and addend.device.type == "cpu"
+    return addend.shape == input.shape and addend.dtype is dtype and addend.is_cpu and addend.layout is torch.strided
 
 
 def activate(result: Tensor, activation: Activation | None, addend: Tensor | None) -> Tensor:
@@ -160,11 +157,11 @@ def _update(
     running_mean: Tensor | None, running_var: Tensor | None, mean: Tensor, variance: Tensor, momentum: float, count: int
 ) -> None:
     """Move the running statistics towards the batch's; the variance there is the unbiased one."""
-    with torch.no_grad():
-        if running_mean is not None:
-            _unversioned(running_mean).mul_(1 - momentum).add_(mean, alpha=momentum)
-        if running_var is not None:
-            _unversioned(running_var).mul_(1 - momentum).add_(variance, alpha=momentum * (count / (count - 1)))
+    if running_mean is not None:
+        _unversioned(running_mean).lerp_(mean, momentum)
+    if running_var is not None:
+        statistic = _unversioned(running_var)
+        statistic.lerp_(variance, momentum).add_(variance, alpha=momentum / (count - 1))  # of m / (m - 1) variances
 
 
 def _unversioned(statistic: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ derivative of a batch norm, is made of PyTorch's operators here. Each function h
 ``beta_delta`` and ``addend_delta``.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -374,33 +375,63 @@ def _apply(ctx: Any, *gradients: Tensor | None) -> Gradients:
     return t.gradients(ctx, inputs, 14)
 
 
-# ---------------------------------------------------------------- registration
+# ---------------------------------------------------------------- the way of a call
 
-_FUNCTIONS: dict[str, type[torch.autograd.Function]] = {}
-for _name, _backward, _setup in (
-    ("batch_norm_training", _training, _set_up_training),
-    ("batch_norm_inference", _inference, _set_up_inference),
-    ("batch_norm_training_backprop", _training_backprop, _set_up_backprop),
-    ("batch_norm_inference_backprop", _inference_backprop, _set_up_backprop),
-    ("batch_norm_training_statistics", _statistics, _set_up_statistics),
-    ("batch_norm_training_backprop_reduce", _reduce, _set_up_reduce),
-    ("batch_norm_training_backprop_apply", _apply, _set_up_apply),
-):
-    torch.library.register_autograd(f"bnbp::{_name}", _backward, setup_context=_setup)
-    _FUNCTIONS[_name] = type(
-        _name,
-        (torch.autograd.Function,),
-        {
-            "forward": staticmethod(getattr(operators, _name).default),
-            "setup_context": staticmethod(_setup),
-            "backward": staticmethod(_backward),
-            "generate_vmap_rule": True,
-        },
-    )
+# `torch.library` leads each call through Python where it passes autograd, with a gradient or without, and is unknown to
+# the transforms of `torch.func`. Its way is taken where PyTorch traces. Elsewhere a call that needs no gradient goes
+# below autograd. One that does goes to a function of `torch.autograd`: to that of the transforms if there is one at
+# work, for PyTorch binds the arguments of such a function by its signature, which takes longer than all the rest.
+
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+_needs_gradient = torch._C._any_requires_grad
+_transforming = torch._C._are_functorch_transforms_active
+_tracing = torch.compiler.is_compiling
+
+_OPERATORS: dict[str, Any] = {}
+_DIFFERENTIABLE: dict[str, Callable[..., Any]] = {}
+_TRANSFORMABLE: dict[str, Callable[..., Any]] = {}
 
 
 def call(name: str, *arguments: Any) -> Any:
-    """Call an operator, also under the transforms of ``torch.func``, to which registered gradients are unknown."""
-    if torch._C._are_functorch_transforms_active():
-        return _FUNCTIONS[name].apply(*arguments)
-    return getattr(operators, name).default(*arguments)
+    """Call an operator."""
+    if _tracing():
+        return _OPERATORS[name](*arguments)
+    if _transforming():
+        return _TRANSFORMABLE[name](*arguments)
+    if torch.is_grad_enabled() and _needs_gradient(*arguments):
+        return _DIFFERENTIABLE[name](*arguments)
+    with _below_autograd():
+        return _OPERATORS[name](*arguments)
+
+
+def _register(name: str, backward: Callable[..., Any], set_up: Callable[..., None]) -> None:
+    """Give an operator its gradient, on each of the ways."""
+    operator = getattr(operators, name).default
+
+    def compute(*arguments: Any) -> Any:
+        with _below_autograd():
+            return operator(*arguments)
+
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        output = compute(*arguments)
+        set_up(ctx, arguments, output)
+        return output
+
+    def function(**methods: Any) -> Callable[..., Any]:
+        methods = {key: staticmethod(method) for key, method in methods.items()}
+        kind = type(name, (torch.autograd.Function,), {**methods, "generate_vmap_rule": True})
+        return kind.apply  # type: ignore[attr-defined, no-any-return]
+
+    torch.library.register_autograd(f"bnbp::{name}", backward, setup_context=set_up)
+    _OPERATORS[name] = operator
+    _DIFFERENTIABLE[name] = function(forward=forward, backward=backward)
+    _TRANSFORMABLE[name] = function(forward=compute, setup_context=set_up, backward=backward)
+
+
+_register("batch_norm_training", _training, _set_up_training)
+_register("batch_norm_inference", _inference, _set_up_inference)
+_register("batch_norm_training_backprop", _training_backprop, _set_up_backprop)
+_register("batch_norm_inference_backprop", _inference_backprop, _set_up_backprop)
+_register("batch_norm_training_statistics", _statistics, _set_up_statistics)
+_register("batch_norm_training_backprop_reduce", _reduce, _set_up_reduce)
+_register("batch_norm_training_backprop_apply", _apply, _set_up_apply)
