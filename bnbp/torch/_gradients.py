@@ -385,7 +385,7 @@ def _apply(ctx: Any, *gradients: Tensor | None) -> Gradients:
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _needs_gradient = torch._C._any_requires_grad
 _transforming = torch._C._are_functorch_transforms_active
-_tracing = torch.compiler.is_compiling
+_compiling, _recording = torch.compiler.is_compiling, torch.jit.is_tracing
 
 _OPERATORS: dict[str, Any] = {}
 _DIFFERENTIABLE: dict[str, Callable[..., Any]] = {}
@@ -394,7 +394,7 @@ _TRANSFORMABLE: dict[str, Callable[..., Any]] = {}
 
 def call(name: str, *arguments: Any) -> Any:
     """Call an operator."""
-    if _tracing():
+    if _compiling() or _recording():
         return _OPERATORS[name](*arguments)
     if _transforming():
         return _TRANSFORMABLE[name](*arguments)
