@@ -9,7 +9,7 @@ SOURCES := setup.py pyproject.toml $(wildcard $(addprefix bnbp/,*.pxd include/bn
 	engine/kernels/*.p* engine/kernels/*.h torch/*.h torch/*.cc))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-torch test-all test-parallel sanitize bench wheel wheel-check docs lint format clean
+.PHONY: help demo test test-torch test-all test-parallel sanitize bench train-bench wheel wheel-check docs lint format clean
 .SECONDARY:
 
 # What `make sanitize` does: this many calls, of this seed.
@@ -49,6 +49,9 @@ sanitize: $(SANITIZED)/.built ## random calls of everything in a build with sani
 
 bench: $(VENV)/.bench ## measure the operators beside the memory's floor
 	$(BIN)/bnbp bench
+
+train-bench: $(VENV)/.train ## measure whole training steps in PyTorch, with and without bnbp; takes an hour
+	$(BIN)/bnbp train-bench
 
 wheel: $(VENV)/.wheel ## build the sdist and the wheel into dist/, and test them on every CPython from 3.11 on
 	$(BIN)/python tools/wheel.py

@@ -4,7 +4,7 @@ A file uses only those below it in this list, and of bnbp only what its users ma
 
 ``__init__.py``
     What the commands are, and what their failures become.
-``info.py``, ``run.py``, ``demo.py``, ``bench.py``
+``info.py``, ``run.py``, ``demo.py``, ``bench.py``, ``train_bench.py``
     The commands: each its options, what it refuses, and what it prints.
 ``outofcore.py``
     The operators on tensors that may be larger than memory, for ``run``.
@@ -12,6 +12,8 @@ A file uses only those below it in this list, and of bnbp only what its users ma
     The network that ``demo`` trains.
 ``benchmark/``
     What ``bench`` measures, and how; a map of its own.
+``training/``
+    What ``train-bench`` measures, and how; a map of its own. Only its command imports PyTorch, when it runs.
 ``operators.py``
     The operators by name.
 ``files.py``
@@ -30,7 +32,7 @@ import typer
 
 import bnbp
 
-from . import bench, demo, info, run
+from . import bench, demo, info, run, train_bench
 from .terminal import Failure, printable
 
 __all__ = ["main"]
@@ -98,5 +100,5 @@ def _options(
     pass
 
 
-for command in (info.info, run.run, demo.demo, bench.bench):
+for command in (info.info, run.run, demo.demo, bench.bench, train_bench.train_bench):
     app.command()(command)

@@ -23,7 +23,8 @@ except ModuleNotFoundError as _error:
 if tuple(map(int, _torch.__version__.split(".")[:2])) < (2, 10):
     raise ImportError(f"bnbp.torch: expected PyTorch 2.10 or later, got {_torch.__version__}")
 
+from ._convert import convert
 from ._functional import batch_norm
 from ._modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "batch_norm"]
+__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "batch_norm", "convert"]

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ._gradients import call
 
@@ -72,8 +73,9 @@ def batch_norm(
     Strided CPU tensors of float16, bfloat16, float32 and float64 are computed by bnbp, in any memory layout and without
     a copy, on ``torch.get_num_threads()`` threads. The formulas are those of :func:`bnbp.batch_norm_training`,
     :func:`bnbp.batch_norm_inference` and their gradients. Everything else runs PyTorch's own code: other devices and
-    layouts, empty batches, subclasses of `Tensor` that take over its functions, forward-mode derivatives, statistics
-    and parameters of different types, and addends of another shape or type than `input`.
+    layouts, empty batches, subclasses of `Tensor` that take over its functions or wrap other tensors, forward-mode
+    derivatives, running statistics that ``torch.func`` transforms, ``torch.jit.trace``, statistics and parameters of
+    different types, and addends of another shape or type than `input`.
 
     Examples
     --------
@@ -101,7 +103,8 @@ def batch_norm(
         )
     if activation not in (None, "relu", "relu6"):
         raise ValueError(f'activation: expected None, "relu" or "relu6", got {activation!r}')
-    if not runs_here(input, (weight, bias, running_mean, running_var), addend, training, eps):
+    typed = isinstance(training, bool) and isinstance(momentum, (float, int))
+    if not typed or not runs_here(input, (weight, bias, running_mean, running_var), addend, training, eps):
         result = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
         return activate(result, activation, addend)
     if not training:
@@ -111,7 +114,7 @@ def batch_norm(
     if weight is None and bias is None and running_mean is not None and running_mean.dtype is not input.dtype:
         weight = torch.ones_like(running_mean)  # which says in what type the statistics are wanted
     normalized, mean, variance = call("batch_norm_training", input, weight, bias, addend, eps, activation)
-    if running_mean is not None or running_var is not None:
+    if running_mean is not None and running_var is not None:
         _update(running_mean, running_var, mean, variance, momentum, input.numel() // input.shape[1])
     return normalized  # type: ignore[no-any-return]
 
@@ -123,9 +126,30 @@ def runs_here(
 
     `vectors` are the parameters, and then the running mean and variance.
     """
+    if torch.jit.is_tracing():
+        return False  # a trace is run elsewhere, and exported
+    if training and vectors[-1] is not None and _transforming():
+        return False  # the transforms of `torch.func` have rules for PyTorch's update of running statistics
+    try:
+        return _fits(input, vectors, addend, training, eps)
+    except AttributeError:  # of what is not a tensor
+        return False
+
+
+def _transforming() -> bool:
+    """Whether a transform of `torch.func` is at work, and is not traced itself."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def _fits(
+    input: Tensor, vectors: tuple[Tensor | None, ...], addend: Tensor | None, training: bool, eps: float
+) -> bool:
+    """The tensors' types and shapes, and the numbers."""
     dtype = input.dtype
     if dtype not in _TYPES or input.dim() < 2 or not input.is_cpu or input.layout is not torch.strided:
         return False
+    if type(input) is not Tensor and is_traceable_wrapper_subclass(input):
+        return False  # such as DTensor, which knows PyTorch's operators only
     channels = input.size(1)
     if not 0 < eps < math.inf or input.numel() <= (channels if training else 0) or forward_ad._current_level >= 0:
         return False
@@ -137,7 +161,11 @@ def runs_here(
                 return False
     if parameters is not dtype and parameters is not None and not (parameters is torch.float32 and dtype in _HALF):
         return False
-    if not training and (vectors[-1] is None or vectors[-2] is None):
+    running_mean, running_var = vectors[-2:]
+    if running_mean is None or running_var is None:
+        if not training or running_mean is not running_var:
+            return False
+    elif running_mean.requires_grad or running_var.requires_grad:
         return False
     if addend is None:
         return True
@@ -154,14 +182,12 @@ def activate(result: Tensor, activation: Activation | None, addend: Tensor | Non
 
 
 def _update(
-    running_mean: Tensor | None, running_var: Tensor | None, mean: Tensor, variance: Tensor, momentum: float, count: int
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, variance: Tensor, momentum: float, count: int
 ) -> None:
     """Move the running statistics towards the batch's; the variance there is the unbiased one."""
-    if running_mean is not None:
-        _unversioned(running_mean).lerp_(mean, momentum)
-    if running_var is not None:
-        statistic = _unversioned(running_var)
-        statistic.lerp_(variance, momentum).add_(variance, alpha=momentum / (count - 1))  # of m / (m - 1) variances
+    _unversioned(running_mean).lerp_(mean, momentum)
+    statistic = _unversioned(running_var)
+    statistic.lerp_(variance, momentum).add_(variance, alpha=momentum / (count - 1))  # of m / (m - 1) variances
 
 
 def _unversioned(statistic: Tensor) -> Tensor:

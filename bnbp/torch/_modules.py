@@ -16,10 +16,23 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
     #: What follows the normalisation: None, "relu" or "relu6".
     activation: Activation | None = None
 
-    def __init__(self, *args: Any, activation: Activation | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+        activation: Activation | None = None,
+    ) -> None:
         if activation not in (None, "relu", "relu6"):
             raise ValueError(f'activation: expected None, "relu" or "relu6", got {activation!r}')
-        super().__init__(*args, **kwargs)
+        more = {} if bias else {"bias": False}  # which not every version of PyTorch has
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **more)
         self.activation = activation
 
     def forward(self, input: Tensor, addend: Tensor | None = None, activation: Activation | None = None) -> Tensor:

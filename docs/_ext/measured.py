@@ -1,4 +1,4 @@
-"""Tables and plots of what ``bnbp bench --json`` has saved.
+"""Tables and plots of what ``bnbp bench --json`` and ``bnbp train-bench --json`` have saved.
 
 They are made while the pages are built: measure again, replace the file.
 
@@ -15,11 +15,22 @@ They are made while the pages are built: measure again, replace the file.
    .. measured-plot:: cache.json
       :threads: 2
       :alt: What there is to see.
+
+   .. measured-training:: training.json
+      :threads: 2
+
+   .. measured-losses:: training.json
+      :threads: 2
+
+   .. measured-training-plot:: training.json
+      :threads: 2
+      :alt: What there is to see.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -27,6 +38,10 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from bnbp.cli.benchmark import plot, report
+from bnbp.cli.training import plot as training_plot
+from bnbp.cli.training import report as training_report
+from bnbp.cli.training.cases import CANDIDATES, CONVERTED, EAGER, OTHER_THREADS, Row
+from bnbp.cli.training.cases import TITLES as NETWORKS
 
 FOLDER = Path(__file__).parents[1] / "measured"
 TITLES = {
@@ -89,7 +104,7 @@ class Measured(SphinxDirective):
     def chosen(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         def fits(row: dict[str, Any]) -> bool:
             point = row.get("point", row)
-            return all(self.options.get(key, point[key]) == point[key] for key in ("operator", "layout", "threads"))
+            return all(point[key] == value for key, value in self.options.items() if key in point)
 
         found = [row for row in rows if fits(row)]
         if not found:
@@ -134,13 +149,67 @@ class MeasuredPlot(Measured):
         content = self.content_of_file()
         rows = self.chosen(content["rows"])
         chosen = [str(self.options[key]) for key in ("operator", "layout", "threads") if key in self.options]
+        heading = f"{content['environment']['cpu']}, {content['settings']['dtype']}"
+        return [self.image(chosen, lambda file: plot.draw(file, "svg", report.load({"rows": rows}), heading))]
+
+    def image(self, chosen: list[str], draw: Callable[[BinaryIO], None]) -> nodes.image:
+        """An SVG file for what was chosen."""
         name = "-".join([Path(self.arguments[0]).stem, *chosen])
         path = Path(self.env.srcdir, "_build", "plots", f"{name}.svg")  # images must be below the pages
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
-            heading = f"{content['environment']['cpu']}, {content['settings']['dtype']}"
-            plot.draw(file, "svg", report.load({"rows": rows}), heading)
-        return [nodes.image(uri=f"/{path.relative_to(self.env.srcdir).as_posix()}", alt=self.options["alt"])]
+            draw(file)
+        return nodes.image(uri=f"/{path.relative_to(self.env.srcdir).as_posix()}", alt=self.options["alt"])
+
+
+class MeasuredTraining(Measured):
+    """The steps of each network, minima in milliseconds, with the ratios of times and of memory."""
+
+    option_spec: ClassVar[dict[str, Any]] = {"threads": directives.nonnegative_int}
+
+    def run(self) -> list[nodes.Node]:
+        rows = self.rows()
+        names = [name for name in CANDIDATES if any(row.best(name) for row in rows)]
+        table = []
+        for row in rows:
+            times = [training_report.milliseconds(row.best(name)) for name in names]
+            speedup, memory = training_report.speedup(row), training_report.memory_ratio(row)
+            batch = "x".join(map(str, row.shape))
+            ratios = [f"{ratio:.2f}" if ratio else "" for ratio in (speedup and speedup[0], memory)]
+            table.append([NETWORKS[row.network], batch, *times, *ratios])
+        heads = [training_plot.NAMES[name] for name in names]
+        return [build(["", "batch", *heads, "PyTorch / converted", "memory"], table)]
+
+    def rows(self) -> list[Row]:
+        return training_report.load({"rows": self.chosen(self.content_of_file()["rows"])})
+
+
+class MeasuredLosses(MeasuredTraining):
+    """The first and last loss of each network, and how far losses are from PyTorch's."""
+
+    def run(self) -> list[nodes.Node]:
+        table = []
+        for row in self.rows():
+            if CONVERTED in row.losses:
+                apart = [training_report.losses_apart(row, name) for name in (CONVERTED, OTHER_THREADS)]
+                losses = row.losses[EAGER]
+                numbers = [f"{losses[0]:.4f}", f"{losses[-1]:.4f}", *(f"{number:.1e}" for number in apart)]
+                table.append([NETWORKS[row.network], *numbers])
+        return [build(["", "first loss", "last loss", "converted", "other number of threads"], table)]
+
+
+class MeasuredTrainingPlot(MeasuredTraining, MeasuredPlot):
+    """What ``bnbp train-bench --plot`` would have drawn."""
+
+    option_spec: ClassVar[dict[str, Any]] = {
+        **MeasuredTraining.option_spec,
+        "alt": directives.unchanged_required,
+    }
+
+    def run(self) -> list[nodes.Node]:
+        heading, rows = self.content_of_file()["environment"]["cpu"], self.rows()
+        chosen = [str(self.options["threads"])] if "threads" in self.options else []
+        return [self.image(chosen, lambda file: training_plot.draw(file, "svg", rows, heading))]
 
 
 def build(head: list[str], rows: list[list[str]]) -> nodes.table:
@@ -166,4 +235,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("measured", Measured)
     app.add_directive("measured-against", MeasuredAgainst)
     app.add_directive("measured-plot", MeasuredPlot)
+    app.add_directive("measured-training", MeasuredTraining)
+    app.add_directive("measured-losses", MeasuredLosses)
+    app.add_directive("measured-training-plot", MeasuredTrainingPlot)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

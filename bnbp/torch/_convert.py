@@ -1,0 +1,591 @@
+"""`convert`: bnbp's batch norms in place of a model's own, each fused with what follows it.
+
+A batch norm gets another class, and stays the same object. Nor does fusion remove or change a module, so that all
+children can be reached, hooked and called by themselves. Instead, the module whose `forward` calls a batch norm and
+then a ReLU gets a `_FusedForward`, which makes one call of the two. That is generated from a graph of `torch.fx`. Three
+things can make such a graph wrong, and each has its guard:
+
+- `forward` depends on something that changes later: `_Plan.fits` compares it at each call;
+- `forward` does something beside calling modules and PyTorch's functions: `_Watch` refuses it;
+- a tensor is changed in place between the steps that become one: `_fuse_addition` refuses it.
+
+Where a guard is in doubt, the module's own `forward` runs.
+"""
+
+import copy
+import dis
+import enum
+import functools
+import inspect
+import operator
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, ModuleType
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx import Graph, Node, Tracer
+from torch.nn.modules.module import _has_any_global_hook
+
+from . import _modules
+from ._functional import Activation, activate
+
+__all__ = ["convert"]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+_SWAPS: dict[type, type] = {
+    nn.BatchNorm1d: _modules.BatchNorm1d,
+    nn.BatchNorm2d: _modules.BatchNorm2d,
+    nn.BatchNorm3d: _modules.BatchNorm3d,
+    nn.LazyBatchNorm1d: _modules.LazyBatchNorm1d,
+    nn.LazyBatchNorm2d: _modules.LazyBatchNorm2d,
+    nn.LazyBatchNorm3d: _modules.LazyBatchNorm3d,
+}
+_OURS = tuple(_SWAPS.values())
+
+
+def convert(module: Model, *, fuse: bool = True, report: bool = False) -> Model:
+    """Give the batch norms of a model to bnbp, and fuse each with the addition and the ReLU that follow it.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The model, or a batch norm itself. It is changed in place.
+    fuse : bool, default True
+        Whether a batch norm, an addition and a ReLU become one call where the data flow shows that nothing else uses
+        what lies between them. Otherwise only the batch norms are replaced.
+    report : bool, default False
+        Whether to print what was done, a line for each batch norm.
+
+    Returns
+    -------
+    torch.nn.Module
+        `module`.
+
+    Notes
+    -----
+    Every ``torch.nn.BatchNorm1d``, ``2d``, ``3d`` and ``SyncBatchNorm``, and the lazy ones, become bnbp's. They stay
+    the same objects: parameters, buffers, hooks, the state dict and the references of optimisers are untouched.
+    Subclasses of them, parametrised batch norms and scripted modules stay what they are.
+
+    Fused are ``bn -> relu``, ``bn -> relu6`` and ``bn -> add -> relu``, in a ``Sequential`` and in modules whose
+    `forward` can be traced by ``torch.fx``. The ReLU may be a module, a function or a method, in place or not; the
+    addition may be an operator, a function or a method. All children stay, and compute the same when they are called by
+    themselves. A module's own `forward` runs, without the fusion, where
+
+    - `forward` cannot be traced, or does more than to call modules and PyTorch's functions;
+    - an attribute that `forward` reads, or a child, is not what it was when the model was converted;
+    - the batch norm or the ReLU has a hook, or there is one for all modules;
+    - an argument is not a tensor, or one that may be left out is given.
+
+    So hooks may be set before or after the conversion. A model that has been changed is fused anew by another call.
+    Compile a model after the conversion. No other thread may use a module while `convert` runs, for ``torch.fx``
+    replaces methods of ``torch.nn.Module``.
+
+    Examples
+    --------
+    >>> import torch, bnbp.torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.ReLU())
+    >>> _ = bnbp.torch.convert(model, report=True)
+    module  was                   is                           fused with
+    1       torch.nn.BatchNorm1d  bnbp.torch.BatchNorm1d       relu
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
+    names = {each: name for name, each in module.named_modules()}
+    was = {each: type(each) for each in names if _is_batch_norm(each)}
+    for each, kind in was.items():
+        each.__class__ = _SWAPS.get(kind, kind)
+    notes = _fuse_all(names) if fuse else {}
+    if report:
+        print(_table([(names[each], kind, type(each), notes.get(each, "nothing")) for each, kind in was.items()]))
+    return module
+
+
+def _is_batch_norm(module: nn.Module) -> bool:
+    if isinstance(module, torch.jit.ScriptModule):
+        return "BatchNorm" in getattr(module, "original_name", "")
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
+def _table(rows: list[tuple[str, type, type, str]]) -> str:
+    """The report, in columns."""
+    lines = [("module", "was", "is", "fused with")]
+    lines += [(name or "(itself)", _full_name(was), _full_name(now), note) for name, was, now, note in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def _full_name(kind: type) -> str:
+    """As the user imports it."""
+    for package, name in ((nn, "torch.nn"), (_modules, "bnbp.torch")):
+        if getattr(package, kind.__name__, None) is kind:
+            return f"{name}.{kind.__name__}"
+    return kind.__qualname__
+
+
+# ---------------------------------------------------------------- the forward pass of a fused module
+
+
+class _Absent:
+    """Stands for an attribute that is not there; a class, of which there are no copies."""
+
+
+class _Plan:
+    """A forward pass with fused calls, and the state of the modules in which it is right."""
+
+    def __init__(self, compute: Callable[..., Any], parameters: list[str]) -> None:
+        self.compute = compute
+        self.parameters = parameters
+        #: What must be as it was: the children of modules, and attributes of modules.
+        self.children: list[tuple[nn.Module, list[tuple[str, nn.Module | None]]]] = []
+        self.attributes: list[tuple[nn.Module, str, Any]] = []
+        #: What must have no hooks: the batch norms and the ReLUs that are one call.
+        self.unhooked: list[nn.Module] = []
+        #: Whether it is another one in training than in evaluation.
+        self.depends_on_mode = True
+        #: What the report tells of each batch norm.
+        self.notes: dict[nn.Module, str] = {}
+
+    def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
+        """The tensors of a call in their order, or None if it is not a call of just the required parameters."""
+        if kwargs:
+            args += tuple(kwargs[name] for name in self.parameters[len(args) :] if name in kwargs)
+        if len(args) != len(self.parameters):
+            return None
+        for each in args:
+            if not isinstance(each, Tensor):
+                return None
+        return args
+
+    def fits(self) -> bool:
+        """Whether everything is as it was, and nothing that is no longer computed is looked at."""
+        for module, children in self.children:
+            if [*module._modules.items()] != children:
+                return False
+        for module, name, value in self.attributes:
+            now = module.__dict__.get(name, _Absent)
+            if now is not value and (type(now) is not type(value) or now != value):
+                return False
+        for module in self.unhooked:
+            if module._forward_hooks or module._forward_pre_hooks:
+                return False
+            if module._backward_hooks or module._backward_pre_hooks:
+                return False
+        return not _has_any_global_hook()
+
+
+class _FusedForward:
+    """The `forward` of a module, fused where it may be. It is an attribute of the module, and copied with it."""
+
+    def __init__(self, module: nn.Module, plans: dict[bool, _Plan]) -> None:
+        self.module = module
+        self.forward = type(module).forward  # which was traced
+        self.plans = plans  # for training, and for evaluation
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module = self.module
+        forward = type(module).forward
+        plan = self.plans.get(module.training)
+        if plan is not None and forward is self.forward:
+            given = plan.arguments(args, kwargs)
+            if given is not None and plan.fits():
+                return plan.compute(module, *given)
+        return forward(module, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """What is asked of a method, such as its code, is that of the module's own `forward`."""
+        return getattr(self.forward.__get__(self.module), name)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.forward.__get__(self.module))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_FusedForward":
+        return _FusedForward(copy.deepcopy(self.module, memo), copy.deepcopy(self.plans, memo))
+
+    def __reduce__(self) -> Any:
+        """Without the plans: the classes may be others when a model is loaded."""
+        return _FusedForward, (self.module, {})
+
+
+# ---------------------------------------------------------------- which modules are fused
+
+
+def _fuse_all(modules: Iterable[nn.Module]) -> dict[nn.Module, str]:
+    """Fuse what the modules call, and tell of each batch norm with what, or why with nothing."""
+    fused: dict[nn.Module, str] = {}
+    reasons: dict[nn.Module, str] = {}
+    for module in modules:
+        norms = [each for each in _within_reach(module) if type(each) in _OURS]
+        if not norms or isinstance(module, (nn.ModuleList, nn.ModuleDict, torch.jit.ScriptModule)):
+            continue
+        try:
+            plans = _plans(module)
+        except _RefusedError as error:
+            reasons |= dict.fromkeys(norms, f"nothing: {type(module).__qualname__}.forward {error}")
+            continue
+        if any(plan.notes for plan in plans.values()):
+            module.__dict__["forward"] = _FusedForward(module, plans)
+        for norm in norms:
+            training, evaluation = (plans[mode].notes.get(norm) for mode in (True, False))
+            if training == evaluation and training is not None:
+                fused[norm] = training
+            elif training is not None or evaluation is not None:
+                fused[norm] = f"{training or 'nothing'} in training, {evaluation or 'nothing'} in evaluation"
+    return reasons | fused
+
+
+def _within_reach(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules that `forward` may call one by one."""
+    for child in module.children():
+        yield child
+        if isinstance(child, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+            yield from _within_reach(child)
+
+
+def _plans(module: nn.Module) -> dict[bool, _Plan]:
+    """What the module does in training and in evaluation, fused."""
+    if isinstance(module.__dict__.get("forward"), _FusedForward):
+        del module.__dict__["forward"]  # of an earlier conversion
+    if "forward" in module.__dict__:
+        raise _RefusedError("is an attribute of the module")
+    modes = {each: each.training for each in module.modules()}
+    plans = {}
+    try:
+        for training in (True, False):
+            for each in modes:
+                each.training = training
+            plans[training] = plan = _plan(module)
+            if not plan.depends_on_mode:
+                return {True: plan, False: plan}
+    finally:
+        for each, mode in modes.items():
+            each.training = mode
+    return plans
+
+
+def _plan(module: nn.Module) -> _Plan:
+    """Trace the module in the mode in which it is, and fuse."""
+    watch = _Watch(module)
+    try:
+        tracer = _Tracer(module)
+        with watch:
+            graph = tracer.trace(module)
+    except _RefusedError:
+        raise
+    except Exception as error:  # of any kind, for `forward` has run
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise _RefusedError(f"cannot be traced: {lines[0]}") from error
+    calls = _fuse_graph(graph, module)
+    plan = _Plan(_compiled(graph, f"<fused {type(module).__qualname__}.forward>"), tracer.parameters)
+    plan.depends_on_mode = "training" in watch.names
+    owners = {module, *(each for each in _within_reach(module) if isinstance(each, (nn.ModuleList, nn.ModuleDict)))}
+    owners |= {module.get_submodule(str(n.target).rpartition(".")[0]) for n in graph.nodes if n.op == "call_module"}
+    plan.children = [(owner, [*owner._modules.items()]) for owner in owners]
+    plan.attributes = [*watch.attributes()]
+    for (norm, *relu), note in calls:
+        plan.notes[norm] = note
+        plan.unhooked += [each for each in (norm, *relu) if each not in plan.unhooked]
+        plan.attributes.append((norm, "activation", norm.__dict__.get("activation", _Absent)))
+    plan.attributes += [(each, "forward", _Absent) for each in plan.unhooked]
+    return plan
+
+
+def _compiled(graph: Graph, name: str) -> Callable[..., Any]:
+    """The function whose graph it is."""
+    for node in graph.nodes:
+        node.type = None  # an annotation may be anything
+    code = graph.python_code("self")
+    namespace = dict(code.globals)
+    exec(compile(code.src, name, "exec"), namespace)
+    return namespace["forward"]  # type: ignore[no-any-return]
+
+
+# ---------------------------------------------------------------- tracing
+
+
+class _RefusedError(Exception):
+    """Why a `forward` is not replaced: a sentence, of which `forward` is the subject."""
+
+
+class _Tracer(Tracer):
+    """Traces one module: what it calls are single steps."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.parameters: list[str] = []
+        for name, parameter in inspect.signature(type(module).forward.__get__(module)).parameters.items():
+            if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
+                raise _RefusedError(f"has the parameter {parameter}")
+            if parameter.default is parameter.empty:
+                self.parameters.append(name)
+            elif not _is_constant(parameter.default):
+                raise _RefusedError(f"has a default that may change: {name}")
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """The required arguments are tensors, and the others keep their defaults."""
+        return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in self.parameters)]
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, nn.Module):
+            raise _RefusedError("gives a module to a function")
+        if isinstance(a, Tensor) and not any(a is each for each in (*self.root.parameters(), *self.root.buffers())):
+            raise _RefusedError("uses a tensor that is neither an argument nor a parameter nor a buffer")
+        return super().create_arg(a)
+
+
+#: The types of values that cannot change.
+_CONSTANTS = (
+    *(bool, int, float, complex, str, bytes, type(None), type(...), enum.Enum),
+    *(torch.dtype, torch.device, torch.memory_format, torch.layout),
+)
+#: What gives the same for a tensor and for what stands for it in a trace, or an error for the latter.
+_PURE: frozenset[Any] = frozenset(
+    (
+        *(abs, all, any, dict, enumerate, filter, getattr, iter, len, list, map, max, min, next, OrderedDict, range),
+        *(reversed, set, slice, sorted, sum, super, tuple, zip),
+    )
+)
+#: Where an attribute is found that `_Watch` does not know.
+_UNKNOWN = frozenset(["__class__", "__dict__", *nn.Module().__dict__]) - {"training", "_modules"}
+#: The methods of modules and containers that only look.
+_LOOKS = frozenset(["__contains__", "__getattr__", "__getitem__", "__iter__", "__len__", "_get_abs_string_index"])
+_LOOKS |= {"_get_item_by_idx", "children", "forward", "items", "keys", "named_children", "values"}
+
+
+def _is_constant(value: Any) -> bool:
+    if isinstance(value, (tuple, frozenset)):
+        return all(map(_is_constant, value))
+    return isinstance(value, _CONSTANTS)
+
+
+@functools.cache
+def _dispatching() -> frozenset[Any]:
+    """The functions of PyTorch that give way to what stands for a tensor, and one that says that this is no script."""
+    return frozenset((*torch.overrides.get_testing_overrides(), torch.relu_, F.hardswish, torch.jit.is_scripting))
+
+
+def _may_be_used(value: Any) -> bool:
+    """Whether `forward` may use what cannot be compared later: it stays, and has no effects or is watched."""
+    if isinstance(value, type):
+        return value in _PURE or issubclass(value, (nn.Module, BaseException, enum.Enum))
+    if isinstance(value, (BuiltinFunctionType, FunctionType)) and (value in _PURE or value in _dispatching()):
+        return True
+    if isinstance(value, FunctionType):
+        return value.__globals__.get("__name__", "").partition(".")[0] not in ("torch", *sys.stdlib_module_names)
+    if isinstance(value, BuiltinFunctionType):
+        return value.__module__ in ("math", "_operator")
+    return isinstance(value, (torch.dtype, torch.memory_format, torch.layout))
+
+
+class _Watch:
+    """While it is entered, refuses every function that `forward` calls if a trace of it would not be right later.
+
+    That is one which does more than to compute, or which depends on what `_Plan` cannot compare. A function is looked
+    at when it begins, so that nothing is changed. Called functions are found by Python's hook for profilers.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.watched: set[CodeType] = {_FusedForward.__call__.__code__}  # which goes on to a child's own `forward`
+        self.names: set[str] = set()
+        self.holders: dict[str, list[nn.Module]] = {}  # of an attribute that is no module, parameter or buffer
+        for each in module.modules():
+            for name in each.__dict__:
+                if (name not in _UNKNOWN and name != "_modules") and (each is not module or name != "training"):
+                    self.holders.setdefault(name, []).append(each)
+
+    def __enter__(self) -> None:
+        self.before = sys.getprofile()
+        sys.setprofile(self.profile)
+
+    def __exit__(self, *_: Any) -> None:
+        sys.setprofile(self.before)
+
+    def attributes(self) -> Iterator[tuple[nn.Module, str, Any]]:
+        """What the functions may have read, apart from the children."""
+        for name in self.names - {"forward"}:
+            for module in self.holders.get(name, ()):
+                yield module, name, module.__dict__[name]
+            if name not in self.module.__dict__ and hasattr(type(self.module), name):
+                yield self.module, name, _Absent  # so that the class's is read
+
+    def profile(self, frame: FrameType, event: str, _: Any) -> None:
+        """Called by Python at each call of a function, and for other events."""
+        if event != "call" or frame.f_code in self.watched:
+            return
+        caller = frame.f_back
+        if frame.f_code is type(self.module).forward.__code__:
+            self.check(frame)
+        elif caller is not None and caller.f_code in self.watched:
+            package, name = frame.f_globals.get("__name__", ""), frame.f_code.co_name
+            if package.startswith(("torch.fx.", "torch.nn.functional", "torch.functional", "torch._jit_internal")):
+                return
+            if package in ("torch.nn.modules.module", "torch.nn.modules.container") and name in _LOOKS:
+                return
+            if package.partition(".")[0] in ("torch", *sys.stdlib_module_names):
+                raise _RefusedError(f"calls {package}.{name}")
+            self.check(frame)
+
+    def check(self, frame: FrameType) -> None:
+        """Look at a function before its first step."""
+        code = frame.f_code
+        for name, value in _globals(frame):
+            if not _may_be_used(value):
+                raise _RefusedError(f"uses {name}")
+        names = set(code.co_names)
+        if unknown := names & _UNKNOWN:
+            raise _RefusedError(f"uses {min(unknown)}")
+        if "getattr" in names:
+            names |= {"training", *(name for name, holders in self.holders.items() if self.module in holders)}
+        for name in names - {"forward"}:
+            values = [module.__dict__[name] for module in self.holders.get(name, ())]
+            shared = inspect.getattr_static(type(self.module), name, _Absent)
+            if not (shared is _Absent or hasattr(shared, "__get__") or _may_be_used(shared)):
+                raise _RefusedError(f"uses .{name} of the class, which may change")
+            if not all(_is_constant(value) or _may_be_used(value) for value in values):
+                raise _RefusedError(f"uses .{name}, which may change")
+        self.names |= names
+        self.watched.add(code)
+
+
+def _globals(frame: FrameType) -> Iterator[tuple[str, Any]]:
+    """What a function uses that is neither an argument nor a local variable, by the names that lead there."""
+    code = frame.f_code
+    instructions = [each for each in dis.get_instructions(code) if each.opname != "EXTENDED_ARG"]
+    for place, each in enumerate(instructions):
+        if each.opname.startswith(("STORE_ATTR", "DELETE_ATTR")):
+            raise _RefusedError(f"assigns to .{each.argval}")
+        if each.opname in ("STORE_GLOBAL", "DELETE_GLOBAL", "IMPORT_NAME"):
+            raise _RefusedError(f"changes or imports {each.argval}")
+        if each.opname == "PUSH_EXC_INFO":
+            raise _RefusedError("has a statement `with` or `try`")
+        if each.opname == "LOAD_GLOBAL":
+            name = each.argval
+            value = frame.f_globals.get(name, frame.f_builtins.get(name))
+            while isinstance(value, ModuleType) and instructions[place + 1].opname in ("LOAD_ATTR", "LOAD_METHOD"):
+                place += 1
+                attribute = instructions[place].argval
+                name, value = f"{name}.{attribute}", getattr(value, attribute, None)
+            yield name, value
+    enclosing = frame.f_back.f_code.co_consts if frame.f_back is not None else ()
+    if code not in enclosing:
+        for name in code.co_freevars:
+            if name != "__class__":
+                yield name, frame.f_locals.get(name)
+
+
+# ---------------------------------------------------------------- the graph
+
+_RELUS: dict[Any, Activation] = {
+    **{nn.ReLU: "relu", torch.relu: "relu", torch.relu_: "relu", F.relu: "relu", "relu": "relu", "relu_": "relu"},
+    **{nn.ReLU6: "relu6", F.relu6: "relu6"},
+}
+_ADDITIONS = {operator.add: False, torch.add: False, "add": False, operator.iadd: True, "add_": True}  # in place?
+
+
+def _fuse_graph(graph: Graph, module: nn.Module) -> list[tuple[list[nn.Module], str]]:
+    """Make one call of each batch norm and what follows it; gives the modules that are one, and with what they are."""
+    calls = []
+    nodes = list(graph.nodes)
+    for relu in nodes:
+        activation = _RELUS.get(_kind(relu, module))
+        if activation is None or len(relu.all_input_nodes) != 1 or len(relu.all_input_nodes[0].users) != 1:
+            continue
+        steps = [relu, *relu.all_input_nodes]
+        norm = steps[1]
+        if _is_norm(norm, module):
+            with graph.inserting_before(norm):
+                fused = graph.call_module(norm.target, norm.args, {**norm.kwargs, "activation": activation})
+        elif (norm := _norm_of(steps[1], nodes, module)) is not None:
+            steps.append(norm)
+            (addend,) = (each for each in steps[1].all_input_nodes if each is not norm)
+            in_place = _ADDITIONS[steps[1].target]
+            with graph.inserting_before(steps[1]):
+                arguments = graph.get_attr(str(norm.target)), *norm.all_input_nodes, addend, activation, in_place
+                fused = graph.call_function(_normalise_add_activate, arguments)
+        else:
+            continue
+        relu.replace_all_uses_with(fused)
+        for step in steps:
+            graph.erase_node(step)
+        note = activation if len(steps) == 2 else f"add, {activation}"
+        calls.append(([each for each in (_called(norm, module), _called(relu, module)) if each is not None], note))
+    return calls
+
+
+def _called(node: Node, module: nn.Module) -> nn.Module | None:
+    """The module that a node calls, if it calls one."""
+    return module.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def _kind(node: Node, module: nn.Module) -> Any:
+    """What a node calls: the type of a module, a function, or the name of a method."""
+    if node.op == "call_module":
+        return type(_called(node, module))
+    return node.target if node.op in ("call_function", "call_method") else None
+
+
+def _is_norm(node: Node, module: nn.Module) -> bool:
+    """Whether a node calls a batch norm that has nothing fused yet."""
+    if _kind(node, module) not in _OURS or len(node.args) + len(node.kwargs) != 1 or len(node.all_input_nodes) != 1:
+        return False
+    return getattr(_called(node, module), "activation", None) is None
+
+
+def _norm_of(addition: Node, nodes: list[Node], module: nn.Module) -> Node | None:
+    """The batch norm that can be fused with an addition: of two, the later one."""
+    operands = addition.all_input_nodes
+    in_place = _ADDITIONS.get(_kind(addition, module))
+    if in_place is None or len(operands) != 2 or "out" in addition.kwargs or addition.kwargs.get("alpha", 1) != 1:
+        return None
+    if in_place:
+        operands = operands[:1]  # which is changed; the other one must not be
+    for norm in sorted(operands, key=nodes.index, reverse=True):
+        if _is_norm(norm, module) and len(norm.users) == 1:
+            between = nodes[nodes.index(norm) + 1 : nodes.index(addition)]
+            if _may_be_later(norm, between, module):
+                return norm
+    return None
+
+
+def _may_be_later(norm: Node, between: list[Node], module: nn.Module) -> bool:
+    """Whether a batch norm gives the same after some other steps: they leave its input and its statistics alone."""
+    if any(node.op == "get_attr" and str(node.target).startswith(f"{norm.target}.") for node in norm.graph.nodes):
+        return False
+    called = [each for node in between if (each := _called(node, module)) is not None]
+    if any(_called(norm, module) is each for parent in called for each in parent.modules()):
+        return False
+    (input,) = norm.all_input_nodes
+    private = len(input.users) == 1 and _gives_new_memory(input, module)
+    return private or all(node.op == "get_attr" or _gives_new_memory(node, module) for node in between)
+
+
+def _gives_new_memory(node: Node, module: nn.Module) -> bool:
+    """Whether a node calls a layer whose output shares no memory with another tensor, and which changes no input."""
+    kind = _kind(node, module)
+    layers = (nn.modules.conv._ConvNd, nn.Linear)
+    return isinstance(kind, type) and (
+        kind in _OURS or (issubclass(kind, layers) and kind.__module__.startswith("torch.nn."))
+    )
+
+
+def _normalise_add_activate(
+    norm: nn.Module, input: Tensor, addend: Any, activation: Activation, in_place: bool
+) -> Tensor:
+    """One call in a fused `forward`; three where the addend is no tensor, or the addition may not change the type."""
+    if isinstance(addend, Tensor) and (not in_place or (addend.dtype, addend.shape) == (input.dtype, input.shape)):
+        return norm(input, addend, activation=activation)  # type: ignore[no-any-return]
+    result = norm(input)
+    result = operator.iadd(result, addend) if in_place else result + addend
+    return activate(result, activation, None)
