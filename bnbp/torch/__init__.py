@@ -26,5 +26,6 @@ if tuple(map(int, _torch.__version__.split(".")[:2])) < (2, 10):
 from ._convert import convert
 from ._functional import batch_norm
 from ._modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from ._sync import SyncBatchNorm
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "batch_norm", "convert"]
+__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm", "batch_norm", "convert"]

@@ -27,7 +27,8 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx import Graph, Node, Tracer
+from torch.fx import Graph, Node, Proxy, Tracer
+from torch.fx.proxy import Attribute
 from torch.nn.modules.module import _has_any_global_hook
 
 from . import _modules
@@ -313,6 +314,31 @@ class _RefusedError(Exception):
     """Why a `forward` is not replaced: a sentence, of which `forward` is the subject."""
 
 
+def _add_in_place(value: Any, other: Any) -> Any:
+    """``value += other``, as a step of a trace."""
+    return operator.iadd(value, other)
+
+
+class _Proxy(Proxy):
+    """Stands for a tensor in a trace. That of ``torch.fx`` takes ``+=`` for ``+``, and so for the others."""
+
+    def __getattr__(self, name: str) -> Attribute:
+        return _Attribute(self, name)
+
+    def __iadd__(self, other: Any) -> Proxy:
+        return self.tracer.create_proxy("call_function", _add_in_place, (self, other), {})
+
+    def _refuse(self, other: Any) -> Any:
+        raise _RefusedError("uses an operator in place other than +=")
+
+    __isub__ = __imul__ = __itruediv__ = __ifloordiv__ = __imod__ = __ipow__ = __imatmul__ = _refuse
+    __iand__ = __ior__ = __ixor__ = __ilshift__ = __irshift__ = _refuse
+
+
+class _Attribute(_Proxy, Attribute):
+    """Stands for an attribute of a tensor."""
+
+
 class _Tracer(Tracer):
     """Traces one module: what it calls are single steps."""
 
@@ -328,6 +354,9 @@ class _Tracer(Tracer):
                 self.parameters.append(name)
             elif not _is_constant(parameter.default):
                 raise _RefusedError(f"has a default that may change: {name}")
+
+    def proxy(self, node: Node) -> Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
@@ -358,6 +387,8 @@ _PURE: frozenset[Any] = frozenset(
 )
 #: Where an attribute is found that `_Watch` does not know.
 _UNKNOWN = frozenset(["__class__", "__dict__", *nn.Module().__dict__]) - {"training", "_modules"}
+#: Where functions give way to what stands for a tensor.
+_TRACERS = (__name__, "torch.nn.functional", "torch.functional", "torch._jit_internal")
 #: The methods of modules and containers that only look.
 _LOOKS = frozenset(["__contains__", "__getattr__", "__getitem__", "__iter__", "__len__", "_get_abs_string_index"])
 _LOOKS |= {"_get_item_by_idx", "children", "forward", "items", "keys", "named_children", "values"}
@@ -429,7 +460,7 @@ class _Watch:
             self.check(frame)
         elif caller is not None and caller.f_code in self.watched:
             package, name = frame.f_globals.get("__name__", ""), frame.f_code.co_name
-            if package.startswith(("torch.fx.", "torch.nn.functional", "torch.functional", "torch._jit_internal")):
+            if package in _TRACERS or package.startswith("torch.fx."):
                 return
             if package in ("torch.nn.modules.module", "torch.nn.modules.container") and name in _LOOKS:
                 return
@@ -491,7 +522,7 @@ _RELUS: dict[Any, Activation] = {
     **{nn.ReLU: "relu", torch.relu: "relu", torch.relu_: "relu", F.relu: "relu", "relu": "relu", "relu_": "relu"},
     **{nn.ReLU6: "relu6", F.relu6: "relu6"},
 }
-_ADDITIONS = {operator.add: False, torch.add: False, "add": False, operator.iadd: True, "add_": True}  # in place?
+_ADDITIONS = {operator.add: False, torch.add: False, "add": False, _add_in_place: True, "add_": True}  # in place?
 
 
 def _fuse_graph(graph: Graph, module: nn.Module) -> list[tuple[list[nn.Module], str]]:

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ._gradients import call
 
-__all__ = ["Activation", "activate", "batch_norm", "runs_here"]
+__all__ = ["Activation", "activate", "batch_norm", "runs_here", "update"]
 
 Activation = Literal["relu", "relu6"]
 
@@ -115,7 +115,7 @@ def batch_norm(
         weight = torch.ones_like(running_mean)  # which says in what type the statistics are wanted
     normalized, mean, variance = call("batch_norm_training", input, weight, bias, addend, eps, activation)
     if running_mean is not None and running_var is not None:
-        _update(running_mean, running_var, mean, variance, momentum, input.numel() // input.shape[1])
+        update(running_mean, running_var, mean, variance, momentum, input.numel() // input.shape[1])
     return normalized  # type: ignore[no-any-return]
 
 
@@ -126,7 +126,7 @@ def runs_here(
 
     `vectors` are the parameters, and then the running mean and variance.
     """
-    if torch.jit.is_tracing():
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
         return False  # a trace is run elsewhere, and exported
     if training and vectors[-1] is not None and _transforming():
         return False  # the transforms of `torch.func` have rules for PyTorch's update of running statistics
@@ -141,9 +141,7 @@ def _transforming() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
-def _fits(
-    input: Tensor, vectors: tuple[Tensor | None, ...], addend: Tensor | None, training: bool, eps: float
-) -> bool:
+def _fits(input: Tensor, vectors: tuple[Tensor | None, ...], addend: Tensor | None, training: bool, eps: float) -> bool:
     """The tensors' types and shapes, and the numbers."""
     dtype = input.dtype
     if dtype not in _TYPES or input.dim() < 2 or not input.is_cpu or input.layout is not torch.strided:
@@ -181,7 +179,7 @@ def activate(result: Tensor, activation: Activation | None, addend: Tensor | Non
     return F.relu(result) if activation == "relu" else F.relu6(result)
 
 
-def _update(
+def update(
     running_mean: Tensor, running_var: Tensor, mean: Tensor, variance: Tensor, momentum: float, count: int
 ) -> None:
     """Move the running statistics towards the batch's; the variance there is the unbiased one."""

@@ -385,7 +385,7 @@ def _apply(ctx: Any, *gradients: Tensor | None) -> Gradients:
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _needs_gradient = torch._C._any_requires_grad
 _transforming = torch._C._are_functorch_transforms_active
-_compiling, _recording = torch.compiler.is_compiling, torch.jit.is_tracing
+_compiling, _recording = torch.compiler.is_compiling, torch.jit.is_tracing  # type: ignore[attr-defined]
 
 _OPERATORS: dict[str, Any] = {}
 _DIFFERENTIABLE: dict[str, Callable[..., Any]] = {}

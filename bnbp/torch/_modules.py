@@ -7,14 +7,51 @@ from torch import Tensor
 
 from ._functional import Activation, batch_norm
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LazyBatchNorm1d", "LazyBatchNorm2d", "LazyBatchNorm3d"]
+__all__ = [
+    "Activated",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "LazyBatchNorm1d",
+    "LazyBatchNorm2d",
+    "LazyBatchNorm3d",
+]
 
 
-class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
-    """What the modules share: the activation, and the forward pass."""
+class Activated(torch.nn.modules.batchnorm._BatchNorm):
+    """What all modules share: the activation, and the count of batches."""
 
     #: What follows the normalisation: None, "relu" or "relu6".
     activation: Activation | None = None
+
+    @staticmethod
+    def _check_activation(activation: Any) -> None:
+        if activation not in (None, "relu", "relu6"):
+            raise ValueError(f'activation: expected None, "relu" or "relu6", got {activation!r}')
+
+    def _statistics(self) -> tuple[Tensor | None, Tensor | None, bool, float]:
+        """Count the batch.
+
+        Returns the running statistics, whether the batch's own are used, and the weight of these in the running ones.
+        """
+        factor = 0.0 if self.momentum is None else self.momentum
+        tracks = self.training and self.track_running_stats
+        if tracks and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:  # the average of all batches
+                factor = 1.0 / float(self.num_batches_tracked)
+        training = self.training or (self.running_mean is None and self.running_var is None)
+        if self.training and not self.track_running_stats:
+            return None, None, training, factor
+        return self.running_mean, self.running_var, training, factor
+
+    def extra_repr(self) -> str:
+        text: str = super().extra_repr()
+        return text if self.activation is None else f"{text}, activation={self.activation!r}"
+
+
+class _BatchNorm(Activated):
+    """What the modules for one process share."""
 
     def __init__(
         self,
@@ -29,39 +66,27 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         bias: bool = True,
         activation: Activation | None = None,
     ) -> None:
-        if activation not in (None, "relu", "relu6"):
-            raise ValueError(f'activation: expected None, "relu" or "relu6", got {activation!r}')
-        more = {} if bias else {"bias": False}  # which not every version of PyTorch has
+        self._check_activation(activation)
+        more: dict[str, Any] = {} if bias else {"bias": False}  # which not every version of PyTorch has
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **more)
         self.activation = activation
 
     def forward(self, input: Tensor, addend: Tensor | None = None, activation: Activation | None = None) -> Tensor:
         """Normalise a batch, add `addend` if there is one, and apply `activation`, or else the module's own."""
         self._check_input_dim(input)
-        factor = 0.0 if self.momentum is None else self.momentum
-        tracks = self.training and self.track_running_stats
-        if tracks and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:  # the average of all batches
-                factor = 1.0 / float(self.num_batches_tracked)
-        uses_running = tracks or not self.training
-        running_mean, running_var = (self.running_mean, self.running_var) if uses_running else (None, None)
+        running_mean, running_var, training, factor = self._statistics()
         return batch_norm(
             input,
             running_mean,
             running_var,
             self.weight,
             self.bias,
-            self.training or (self.running_mean is None and self.running_var is None),
+            training,
             factor,
             self.eps,
             activation=activation or self.activation,
             addend=addend,
         )
-
-    def extra_repr(self) -> str:
-        text: str = super().extra_repr()
-        return text if self.activation is None else f"{text}, activation={self.activation!r}"
 
 
 def _documented(rank: str) -> str:
@@ -93,22 +118,25 @@ class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
     __doc__ = _documented("3d")
 
 
-# A lazy module becomes another one with its first batch.
+# A lazy module becomes another one with its first batch, in a call that has found its own `forward` before that.
 
 
 class LazyBatchNorm1d(torch.nn.LazyBatchNorm1d):
     """``torch.nn.LazyBatchNorm1d`` that becomes a :class:`BatchNorm1d`."""
 
     cls_to_become = BatchNorm1d
+    forward = _BatchNorm.forward
 
 
 class LazyBatchNorm2d(torch.nn.LazyBatchNorm2d):
     """``torch.nn.LazyBatchNorm2d`` that becomes a :class:`BatchNorm2d`."""
 
     cls_to_become = BatchNorm2d
+    forward = _BatchNorm.forward
 
 
 class LazyBatchNorm3d(torch.nn.LazyBatchNorm3d):
     """``torch.nn.LazyBatchNorm3d`` that becomes a :class:`BatchNorm3d`."""
 
     cls_to_become = BatchNorm3d
+    forward = _BatchNorm.forward
