@@ -20,7 +20,7 @@ from ._modules import Activated
 __all__ = ["SyncBatchNorm"]
 
 
-class SyncBatchNorm(Activated, torch.nn.SyncBatchNorm):
+class SyncBatchNorm(Activated):
     """``torch.nn.SyncBatchNorm`` that computes CPU tensors by bnbp, with an activation.
 
     Parameters
@@ -38,7 +38,8 @@ class SyncBatchNorm(Activated, torch.nn.SyncBatchNorm):
     ``DistributedDataParallel`` adds them up. Equal runs have equal bits. A second derivative is an error.
 
     Outside training, in a group of one process, and if ``torch.distributed`` is not initialised, this is
-    :func:`bnbp.torch.batch_norm`. Tensors on another device run PyTorch's own code.
+    :func:`bnbp.torch.batch_norm`. Tensors on another device run PyTorch's own code. The class is no subclass of
+    ``torch.nn.SyncBatchNorm``, for ``DistributedDataParallel`` refuses those on a CPU. The state dict is the same.
 
     Examples
     --------
@@ -48,6 +49,11 @@ class SyncBatchNorm(Activated, torch.nn.SyncBatchNorm):
     >>> type(model[1]).__module__.partition(".")[0], model[1].num_features
     ('bnbp', 3)
     """
+
+    process_group: Any
+    _check_input_dim: Any = torch.nn.SyncBatchNorm._check_input_dim
+    _check_non_zero_input_channels: Any = torch.nn.SyncBatchNorm._check_non_zero_input_channels
+    _forward_elsewhere: Any = torch.nn.SyncBatchNorm.forward
 
     def __init__(
         self,
@@ -65,15 +71,15 @@ class SyncBatchNorm(Activated, torch.nn.SyncBatchNorm):
     ) -> None:
         self._check_activation(activation)
         more: dict[str, Any] = {} if bias else {"bias": False}  # which not every version of PyTorch has
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, process_group, device, dtype, **more)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **more)
+        self.process_group = process_group
         self.activation = activation
 
     def forward(self, input: Tensor, addend: Tensor | None = None, activation: Activation | None = None) -> Tensor:
         """Normalise a batch, add `addend` if there is one, and apply `activation`, or else the module's own."""
         activation = activation or self.activation
         if not input.is_cpu:
-            result: Tensor = super().forward(input)
-            return activate(result, activation, addend)
+            return activate(self._forward_elsewhere(input), activation, addend)
         self._check_input_dim(input)
         self._check_non_zero_input_channels(input)
         running_mean, running_var, training, factor = self._statistics()
@@ -91,7 +97,7 @@ class SyncBatchNorm(Activated, torch.nn.SyncBatchNorm):
                 activation=activation,
                 addend=addend,
             )
-        return _synchronised(
+        return _synchronised(  # type: ignore[no-any-return]
             input, running_mean, running_var, self.weight, self.bias, factor, self.eps, activation, addend, group
         )
 

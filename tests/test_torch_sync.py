@@ -1,0 +1,152 @@
+"""`SyncBatchNorm` over processes: statistics and gradients of the whole batch, whatever each process has of it."""
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.torch
+
+WORKER = Path(__file__).with_name("sync_worker.py")
+
+
+def launch(folder, scenario, world):
+    """What each process prints. None may take longer than two minutes."""
+    store = folder / f"{scenario}-{world}"
+    store.unlink(missing_ok=True)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, WORKER, scenario, str(rank), str(world), store],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    try:
+        outputs = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    answers = []
+    for process, (output, errors) in zip(processes, outputs, strict=True):
+        assert process.returncode in (0, -9), errors
+        answers.append(json.loads(output.splitlines()[-1]) if process.returncode == 0 else None)
+    return answers
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_processes_compute_what_one_does_on_the_whole_batch(tmp_path, world):
+    """Forward, all gradients and the running statistics, of uneven and empty shards; and twice with the same bits."""
+    first = launch(tmp_path, "gradients", world)
+    for answer in first:
+        assert answer["worst"]["float64"] < 1e-13
+        assert answer["worst"]["float32"] < 2e-6
+        assert answer["worst"]["bfloat16"] < 2e-2
+    if world == 3:
+        assert [answer["digest"] for answer in launch(tmp_path, "gradients", world)] == [
+            answer["digest"] for answer in first
+        ]
+
+
+def test_there_is_one_collective_each_way(tmp_path):
+    """Of C x 3 numbers forward and C x 2 backward, and none in evaluation."""
+    for answer in launch(tmp_path, "collectives", 2):
+        assert answer["moved"] == [[12, "torch.float64"], [8, "torch.float64"]]
+
+
+def test_a_group_of_processes_has_statistics_of_its_own(tmp_path):
+    for answer in launch(tmp_path, "group", 3):
+        assert answer["distance"] < 1e-14
+        assert answer["batches"] == 1
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_training_with_ddp_is_training_on_the_whole_batch(tmp_path, world):
+    """The parameters' gradients are reduced once: twice, they would be too large by the number of processes."""
+    for answer in launch(tmp_path, "ddp", world):
+        assert answer["distance"] < 1e-10
+
+
+def test_where_a_process_dies_the_others_get_an_error(tmp_path):
+    *others, dead = launch(tmp_path, "death", 3)
+    assert dead is None
+    for answer in others:
+        assert answer["error"] in ("RuntimeError", "DistBackendError", "DistNetworkError")
+
+
+def test_one_element_in_all_processes_is_an_error_in_each(tmp_path):
+    for answer in launch(tmp_path, "too_small", 2):
+        assert answer["error"] == "Expected more than 1 value per channel when training"
+
+
+def test_it_runs_under_torch_compile(tmp_path):
+    for answer in launch(tmp_path, "compiled", 2):
+        assert answer["distance"] == 0
+
+
+# ---------------------------------------------------------------- in one process
+
+
+def test_without_other_processes_it_is_a_batch_norm():
+    import torch
+
+    import bnbp.torch
+
+    x = torch.randn(5, 4, 3, 3, dtype=torch.float64)
+    ours, theirs = bnbp.torch.SyncBatchNorm(4, activation="relu").double(), torch.nn.BatchNorm2d(4).double()
+    torch.testing.assert_close(ours(x), torch.relu(theirs(x)))
+    torch.testing.assert_close(ours.eval()(x), torch.relu(theirs.eval()(x)))
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value)
+
+
+def test_conversion_keeps_parameters_statistics_and_activations():
+    import torch
+
+    import bnbp.torch
+
+    model = torch.nn.Sequential(
+        torch.nn.Sequential(torch.nn.BatchNorm2d(3, eps=1e-3, momentum=None)),
+        bnbp.torch.BatchNorm2d(3, activation="relu6"),
+        torch.nn.BatchNorm1d(3, affine=False, track_running_stats=False).eval(),
+        torch.nn.Conv2d(3, 3, 1),
+    )
+    model[0](torch.randn(4, 3, 2, 2))
+    parameters, state = list(model.parameters()), copy.deepcopy(model.state_dict())
+    converted = bnbp.torch.SyncBatchNorm.convert_sync_batchnorm(model, process_group=None)
+    assert converted is model
+    assert [type(each) for each in (model[0][0], model[1], model[2])] == [bnbp.torch.SyncBatchNorm] * 3
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in state.items())
+    assert (model[0][0].eps, model[0][0].momentum, model[1].activation) == (1e-3, None, "relu6")
+    assert (model[0][0].training, model[2].training, model[2].affine) == (True, False, False)
+    assert "activation='relu6'" in repr(model[1])
+
+
+def test_the_state_is_that_of_pytorchs_module():
+    import torch
+
+    import bnbp.torch
+
+    ours, theirs = bnbp.torch.SyncBatchNorm(3, activation="relu"), torch.nn.SyncBatchNorm(3)
+    theirs.running_mean.uniform_()
+    ours.load_state_dict(theirs.state_dict())
+    assert torch.equal(ours.running_mean, theirs.running_mean)
+    theirs.load_state_dict(ours.state_dict())
+
+
+def test_what_is_wrong_is_said():
+    import torch
+
+    import bnbp.torch
+
+    with pytest.raises(ValueError, match="activation: expected None"):
+        bnbp.torch.SyncBatchNorm(3, activation="tanh")
+    with pytest.raises(ValueError, match="at least 2D input"):
+        bnbp.torch.SyncBatchNorm(3)(torch.ones(3))
+    with pytest.raises(ValueError, match="number of input channels should be non-zero"):
+        bnbp.torch.SyncBatchNorm(3)(torch.ones(2, 0, 3))
