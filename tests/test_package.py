@@ -82,15 +82,16 @@ def test_the_headers_and_the_type_marker_are_installed():
 def test_one_build_serves_every_later_cpython():
     modules = sorted(path.name for path in PACKAGE.rglob("*.*") if path.suffix in (".so", ".pyd"))
     levels = len(bnbp.show_config("dicts")["isa"]["built"])
-    assert len(modules) == 3 + 2 * levels  # the core, the pool, what they share; the kernels and the floor
+    assert len(modules) == 4 + 2 * levels  # the core, the pool, what they share, PyTorch's; the kernels and the floor
     if not sysconfig.get_config_var("Py_GIL_DISABLED"):  # which has no limited API
         versioned = [name for name in modules if re.search(r"cpython|cp3\d", name)]
         assert not versioned
 
 
 def test_the_example_of_the_readme_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    code, in_pytorch = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(code.strip().splitlines()) <= 10
+    assert "bnbp.torch.convert" in in_pytorch  # tests/test_torch_convert.py runs it
     names = {}
     exec(code, names)
     assert names["dx"].shape == names["x"].shape
@@ -106,7 +107,9 @@ def test_the_version_is_the_same_everywhere():
 @pytest.mark.skipif(sys.platform == "win32", reason="wraps the Unix compiler")
 def test_a_compiler_without_openmp_builds_the_serial_kernels(tmp_path):
     source = tmp_path / "source"
-    shutil.copytree(ROOT / "bnbp", source / "bnbp", ignore=shutil.ignore_patterns("*.so", "*.c*", "__pycache__"))
+    shutil.copytree(
+        ROOT / "bnbp", source / "bnbp", ignore=shutil.ignore_patterns("*.so", "*.c", "*.cpp", "__pycache__")
+    )
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     for name in ("cc", "c++"):
