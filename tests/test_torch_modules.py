@@ -168,8 +168,10 @@ def test_statistics_that_are_not_tracked_any_more_are_used_as_pytorch_uses_them(
     assert_alike(torch, *outcomes)
 
 
-@pytest.mark.parametrize("shape", [(), (3,), (1, 3), (4, 3), (4, 3, 5), (4, 5, 3), (4, 3, 2, 2), (4, 3, 2, 2, 2), (1, 3, 1),
-                                   (1, 3, 1, 1), (4, 2, 2, 2), (0, 3, 2), (0, 3, 2, 2), (2, 3, 1, 1, 1, 1)])  # fmt: skip
+@pytest.mark.parametrize("shape", [
+    (), (3,), (1, 3), (4, 3), (4, 3, 5), (4, 5, 3), (4, 3, 2, 2), (4, 3, 2, 2, 2), (1, 3, 1), (1, 3, 1, 1),
+    (4, 2, 2, 2), (0, 3, 2), (0, 3, 2, 2), (2, 3, 1, 1, 1, 1),
+])  # fmt: skip
 @pytest.mark.parametrize("training", [True, False])
 def test_the_same_shapes_are_taken_and_the_same_refused(torch, rank, pair, shape, training):
     outcomes = []
@@ -190,7 +192,8 @@ def test_a_batch_that_is_refused_is_counted_as_pytorch_counts_it(torch, rank, pa
     for module in pair(3):
         with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
             module(torch.ones(1, 3, *[1] * (len(SHAPES[rank]) - 2)))
-    assert_alike(torch, dict(module.state_dict()), dict(pair(3)[0].state_dict() | {"num_batches_tracked": torch.tensor(1)}))
+    expected = dict(pair(3)[0].state_dict()) | {"num_batches_tracked": torch.tensor(1)}
+    assert_alike(torch, dict(module.state_dict()), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("activation", ["relu", "relu6"])
@@ -203,9 +206,9 @@ def test_the_activation_and_the_addend_follow(torch, rank, pair, activation):
     for training in (True, False):
         for module in (theirs, ours, plain):
             module.train(training)
-        expected = function(theirs(x) + addend)
-        assert_alike(torch, ours(x, addend), expected)
-        assert_alike(torch, plain(x, addend, activation), ours(x, addend), rtol=0, atol=0)
+        expected, got, given = function(theirs(x) + addend), ours(x, addend), plain(x, addend, activation)
+        assert_alike(torch, got, expected)
+        assert_alike(torch, given, got, rtol=0, atol=0)
 
 
 def test_an_unknown_activation_is_refused(rank, pair):
@@ -315,21 +318,24 @@ def test_memory_may_be_shared_and_in_another_format(torch, rank, pair):
 
 
 def test_a_lazy_module_becomes_ours_with_its_first_batch(torch, rank, pair):
+    """And computes that batch as ours."""
     theirs, ours = pair(lazy="Lazy", eps=0.1)
     assert isinstance(ours.weight, torch.nn.UninitializedParameter)
     x = batch(torch, rank)
-    assert_alike(torch, ours(x), theirs(x))
+    y = ours(x)
+    assert_alike(torch, y, theirs(x))
     assert type(ours) is type(pair(3)[1])
     assert ours.activation is None
     assert repr(ours) == repr(theirs)
     assert_alike(torch, dict(ours.state_dict()), dict(theirs.state_dict()))
+    assert_alike(torch, ours(x), y, rtol=0, atol=0)
 
 
-def test_a_lazy_module_takes_a_state_and_is_copied(torch, rank, pair):
+def test_a_lazy_module_takes_a_state_and_is_pickled(torch, rank, pair):
     """Before its first batch."""
     _, filled = pair(3)
     _, lazy = pair(lazy="Lazy")
-    lazy = pickle.loads(pickle.dumps(copy.deepcopy(lazy)))
+    lazy = pickle.loads(pickle.dumps(lazy))
     lazy.load_state_dict(filled.state_dict())
     x = batch(torch, rank)
     assert_alike(torch, lazy.eval()(x), filled.eval()(x), rtol=0, atol=0)
@@ -426,23 +432,48 @@ def test_batch_norms_of_several_processes_take_their_place(torch, rank, pair):
 # ---------------------------------------------------------------- tracing
 
 
+def test_in_a_symbolic_trace_a_module_is_one_node(torch, rank, pair):
+    """As PyTorch's are; it counts its batches when the graph runs, and may be put into evaluation later."""
+    _, ours = pair(3, activation="relu")
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = torch.nn.Sequential(ours, copy.deepcopy(ours))
+
+        def forward(self, x):
+            return self.layers[1](self.layers(x), x) + 1
+
+    model = Model()
+    traced = torch.fx.symbolic_trace(copy.deepcopy(model))
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == [
+        "layers.0", "layers.1", "layers.1"
+    ]  # fmt: skip
+    assert traced.layers.get_submodule("0").num_batches_tracked == 0
+    x = batch(torch, rank)
+    for training in (True, False):
+        assert_alike(torch, traced.train(training)(x), model.train(training)(x), rtol=0, atol=0)
+    assert_alike(torch, dict(traced.state_dict()), dict(model.state_dict()), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("options", [{}, {"affine": False}, {"track_running_stats": False}], ids=str)
 @pytest.mark.parametrize("training", [True, False])
-def test_a_compiled_model_is_one_graph_and_trains_the_same(torch, pair, rank, training, options):
+def test_a_compiled_module_is_one_graph_and_trains_the_same(torch, training, options):
+    from bnbp.torch import BatchNorm2d
+
     torch._dynamo.reset()
-    _, plain = pair(3, activation="relu", dtype=torch.float64, **options)
+    plain = BatchNorm2d(3, activation="relu", dtype=torch.float64, **options).train(training)
     compiled = copy.deepcopy(plain)
     call = torch.compile(compiled, fullgraph=True, backend="aot_eager")
-    for each in (plain, compiled):
-        each.train(training)
     for seed in range(2):
         outcomes = []
         for module, function in ((plain, plain), (compiled, call)):
             module.zero_grad()
-            x = batch(torch, rank, torch.float64, seed).requires_grad_()
-            y = function(x, 2 * x)
+            x, addend = (batch(torch, "2d", torch.float64, seed + k).requires_grad_() for k in range(2))
+            y = function(x, addend)
             (y**2).sum().backward()
-            outcomes.append([y, x.grad, [value.grad for value in module.parameters()], dict(module.state_dict())])
+            gradients = [value.grad for value in (x, addend, *module.parameters())]
+            outcomes.append([y, gradients, dict(module.state_dict())])
         assert_alike(torch, outcomes[1], outcomes[0], rtol=1e-12, atol=1e-12)
     torch._dynamo.reset()
 
@@ -472,8 +503,8 @@ def test_an_exported_model_gives_the_same_and_updates_its_statistics(torch, trai
 
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), BatchNorm2d(4, activation="relu")).train(training)
     x = batch(torch, "2d")
-    dynamic = {"input": {0: torch.export.Dim("batch", min=2, max=64)}}
-    program = torch.export.export(model, (x,), dynamic_shapes=({0: dynamic["input"][0]},), strict=strict)
+    length = torch.export.Dim("length", min=2, max=64)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: length},), strict=strict)
     name = f"bnbp.batch_norm_{'training' if training else 'inference'}.default"
     assert name in {str(node.target) for node in program.graph.nodes}
     buffer = io.BytesIO()
@@ -483,5 +514,8 @@ def test_an_exported_model_gives_the_same_and_updates_its_statistics(torch, trai
     for length in (4, 3):
         expected, got = model(x[:length]), loaded(x[:length])
         assert_alike(torch, got, expected)
-    assert_alike(torch, dict(loaded.state_dict()), dict(model.state_dict()))
+    state = dict(model.state_dict())
+    if not training:
+        del state["1.num_batches_tracked"]  # which no evaluation uses
+    assert_alike(torch, {name: loaded.state_dict()[name] for name in state}, state)
     assert model[1].num_batches_tracked == (2 if training else 0)

@@ -55,8 +55,10 @@ operators = torch.ops.bnbp
 # ---------------------------------------------------------------- types, shapes and strides, without memory
 
 
-def _tensor(input: Tensor) -> Tensor:
-    """PyTorch gives its results the memory format of the input, channels last or contiguous."""
+def _tensor(input: Tensor, forward: bool = False) -> Tensor:
+    """In the memory format that PyTorch gives its results, as in kernels.cc."""
+    if forward and input.is_contiguous():
+        return torch.empty_like(input, memory_format=torch.contiguous_format)
     return torch.empty_like(input, memory_format=torch._prims_common.suggest_memory_format(input))
 
 
@@ -68,7 +70,7 @@ def _vector(input: Tensor, *parameters: Tensor | None) -> Tensor:
 def _training(
     input: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _tensor(input), _vector(input, gamma, beta), _vector(input, gamma, beta)
+    return _tensor(input, forward=True), _vector(input, gamma, beta), _vector(input, gamma, beta)
 
 
 def _sums(input: Tensor, *_: Any) -> tuple[Tensor, ...]:
@@ -76,7 +78,7 @@ def _sums(input: Tensor, *_: Any) -> tuple[Tensor, ...]:
 
 
 def _inference(input: Tensor, *_: Any) -> Tensor:
-    return _tensor(input)
+    return _tensor(input, forward=True)
 
 
 def _backprop(

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 
 from ._functional import Activation, batch_norm
 
@@ -73,6 +74,9 @@ class _BatchNorm(Activated):
 
     def forward(self, input: Tensor, addend: Tensor | None = None, activation: Activation | None = None) -> Tensor:
         """Normalise a batch, add `addend` if there is one, and apply `activation`, or else the module's own."""
+        if isinstance(input, Proxy):  # `torch.fx` traces it: a module is one node, as PyTorch's are
+            arguments = (input,) if addend is None and activation is None else (input, addend, activation)
+            return input.tracer.create_proxy("call_module", input.tracer.path_of_module(self), arguments, {})
         self._check_input_dim(input)
         running_mean, running_var, training, factor = self._statistics()
         return batch_norm(

@@ -183,11 +183,12 @@ public:
     }
 
     /// A new tensor of the input's shape and type in the memory format that PyTorch gives its own results: channels
-    /// last if the input is, or else contiguous.
-    void new_tensor(Owned& owned) {
+    /// last if the input is, or else contiguous. What is both, for want of axes longer than 1, is contiguous after the
+    /// forward operators, and what its strides suggest after the gradients.
+    void new_tensor(Owned& owned, bool forward) {
         const View& input = inputs[0];
         std::int64_t* const strides = room(input.rank);
-        const bool last = is_channels_last(input);
+        const bool last = !(forward && is_contiguous(input)) && is_channels_last(input);
         std::int64_t step = 1;
         if (last) {
             strides[1] = 1;
@@ -315,7 +316,7 @@ void run(const Signature& signature, const Attribute::Kind* attributes, Value* s
             continue;
         }
         if (call.is_tensor(k)) {
-            operands.new_tensor(results[k]);
+            operands.new_tensor(results[k], signature.outputs[k].slot == &bnbp_arguments::normalized);
         } else {
             const std::int64_t channels = call.channels(), step = 1;
             Operands::make(results[k], 1, &channels, &step, call.output_type(k));
