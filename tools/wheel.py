@@ -27,7 +27,7 @@ if sys.platform == "linux":
 # What is in the wheel, the rules, and the libgomp that came into it. What compiles the package says nothing of these.
 # Where this environment has PyTorch, so has the wheel's: the wheel's OpenMP runtime then meets PyTorch's.
 QUICK = ["test_package.py", "test_rules.py", "test_threads.py", "test_process.py", "-k", "not compiler"]
-TORCH = ["test_process.py", "test_torch_operators.py", "-m", "torch"]
+TORCH = ["test_process.py", "test_torch_operators.py", "-m", "torch", "-k", "pytorch or bits or threads"]
 ASK = """
 import sys, sysconfig, ensurepip
 if sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED"):

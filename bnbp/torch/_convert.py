@@ -19,6 +19,7 @@ import functools
 import inspect
 import operator
 import sys
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, ModuleType
@@ -31,7 +32,7 @@ from torch.fx import Graph, Node, Proxy, Tracer
 from torch.fx.proxy import Attribute
 from torch.nn.modules.module import _has_any_global_hook
 
-from . import _modules
+from . import _modules, _sync
 from ._functional import Activation, activate
 
 __all__ = ["convert"]
@@ -45,6 +46,7 @@ _SWAPS: dict[type, type] = {
     nn.LazyBatchNorm1d: _modules.LazyBatchNorm1d,
     nn.LazyBatchNorm2d: _modules.LazyBatchNorm2d,
     nn.LazyBatchNorm3d: _modules.LazyBatchNorm3d,
+    nn.SyncBatchNorm: _sync.SyncBatchNorm,
 }
 _OURS = tuple(_SWAPS.values())
 
@@ -92,8 +94,8 @@ def convert(module: Model, *, fuse: bool = True, report: bool = False) -> Model:
     >>> import torch, bnbp.torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.ReLU())
     >>> _ = bnbp.torch.convert(model, report=True)
-    module  was                   is                           fused with
-    1       torch.nn.BatchNorm1d  bnbp.torch.BatchNorm1d       relu
+    module  was                   is                      fused with
+    1       torch.nn.BatchNorm1d  bnbp.torch.BatchNorm1d  relu
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
@@ -123,7 +125,7 @@ def _table(rows: list[tuple[str, type, type, str]]) -> str:
 
 def _full_name(kind: type) -> str:
     """As the user imports it."""
-    for package, name in ((nn, "torch.nn"), (_modules, "bnbp.torch")):
+    for package, name in ((nn, "torch.nn"), (_modules, "bnbp.torch"), (_sync, "bnbp.torch")):
         if getattr(package, kind.__name__, None) is kind:
             return f"{name}.{kind.__name__}"
     return kind.__qualname__
@@ -142,9 +144,10 @@ class _Plan:
     def __init__(self, compute: Callable[..., Any], parameters: list[str]) -> None:
         self.compute = compute
         self.parameters = parameters
-        #: What must be as it was: the children of modules, and attributes of modules.
-        self.children: list[tuple[nn.Module, list[tuple[str, nn.Module | None]]]] = []
-        self.attributes: list[tuple[nn.Module, str, Any]] = []
+        #: What must be as it was: the children of modules, and attributes of modules. None stands for the module whose
+        #: plan it is, which would not be freed at once if it referred to itself.
+        self.children: list[tuple[nn.Module | None, list[tuple[str, nn.Module | None]]]] = []
+        self.attributes: list[tuple[nn.Module | None, str, Any]] = []
         #: What must have no hooks: the batch norms and the ReLUs that are one call.
         self.unhooked: list[nn.Module] = []
         #: Whether it is another one in training than in evaluation.
@@ -154,28 +157,28 @@ class _Plan:
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
         """The tensors of a call in their order, or None if it is not a call of just the required parameters."""
-        if kwargs:
-            args += tuple(kwargs[name] for name in self.parameters[len(args) :] if name in kwargs)
-        if len(args) != len(self.parameters):
+        if len(args) + len(kwargs) != len(self.parameters):
             return None
+        for name in self.parameters[len(args) :]:
+            if name not in kwargs:
+                return None
+            args = (*args, kwargs[name])
         for each in args:
             if not isinstance(each, Tensor):
                 return None
         return args
 
-    def fits(self) -> bool:
+    def fits(self, module: nn.Module) -> bool:
         """Whether everything is as it was, and nothing that is no longer computed is looked at."""
-        for module, children in self.children:
-            if [*module._modules.items()] != children:
+        for owner, children in self.children:
+            if [*(module if owner is None else owner)._modules.items()] != children:
                 return False
-        for module, name, value in self.attributes:
-            now = module.__dict__.get(name, _Absent)
+        for owner, name, value in self.attributes:
+            now = (module if owner is None else owner).__dict__.get(name, _Absent)
             if now is not value and (type(now) is not type(value) or now != value):
                 return False
-        for module in self.unhooked:
-            if module._forward_hooks or module._forward_pre_hooks:
-                return False
-            if module._backward_hooks or module._backward_pre_hooks:
+        for each in self.unhooked:
+            if each._forward_hooks or each._forward_pre_hooks or each._backward_hooks or each._backward_pre_hooks:
                 return False
         return not _has_any_global_hook()
 
@@ -184,34 +187,40 @@ class _FusedForward:
     """The `forward` of a module, fused where it may be. It is an attribute of the module, and copied with it."""
 
     def __init__(self, module: nn.Module, plans: dict[bool, _Plan]) -> None:
-        self.module = module
+        self.reference = weakref.ref(module)
         self.forward = type(module).forward  # which was traced
         self.plans = plans  # for training, and for evaluation
 
+    def module(self) -> nn.Module:
+        module = self.reference()
+        if module is None:
+            raise ReferenceError("forward: the module that was converted is gone; expected one that is kept")
+        return module
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        module = self.module
+        module = self.module()
         forward = type(module).forward
         plan = self.plans.get(module.training)
         if plan is not None and forward is self.forward:
             given = plan.arguments(args, kwargs)
-            if given is not None and plan.fits():
+            if given is not None and plan.fits(module):
                 return plan.compute(module, *given)
         return forward(module, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         """What is asked of a method, such as its code, is that of the module's own `forward`."""
-        return getattr(self.forward.__get__(self.module), name)
+        return getattr(self.forward.__get__(self.module()), name)
 
     @property
     def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self.forward.__get__(self.module))
+        return inspect.signature(self.forward.__get__(self.module()))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_FusedForward":
-        return _FusedForward(copy.deepcopy(self.module, memo), copy.deepcopy(self.plans, memo))
+        return _FusedForward(copy.deepcopy(self.module(), memo), copy.deepcopy(self.plans, memo))
 
     def __reduce__(self) -> Any:
         """Without the plans: the classes may be others when a model is loaded."""
-        return _FusedForward, (self.module, {})
+        return _FusedForward, (self.module(), {})
 
 
 # ---------------------------------------------------------------- which modules are fused
@@ -287,8 +296,8 @@ def _plan(module: nn.Module) -> _Plan:
     plan.depends_on_mode = "training" in watch.names
     owners = {module, *(each for each in _within_reach(module) if isinstance(each, (nn.ModuleList, nn.ModuleDict)))}
     owners |= {module.get_submodule(str(n.target).rpartition(".")[0]) for n in graph.nodes if n.op == "call_module"}
-    plan.children = [(owner, [*owner._modules.items()]) for owner in owners]
-    plan.attributes = [*watch.attributes()]
+    plan.children = [(None if owner is module else owner, [*owner._modules.items()]) for owner in owners]
+    plan.attributes = [(None if owner is module else owner, *rest) for owner, *rest in watch.attributes()]
     for (norm, *relu), note in calls:
         plan.notes[norm] = note
         plan.unhooked += [each for each in (norm, *relu) if each not in plan.unhooked]
@@ -368,8 +377,6 @@ class _Tracer(Tracer):
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, nn.Module):
             raise _RefusedError("gives a module to a function")
-        if isinstance(a, Tensor) and not any(a is each for each in (*self.root.parameters(), *self.root.buffers())):
-            raise _RefusedError("uses a tensor that is neither an argument nor a parameter nor a buffer")
         return super().create_arg(a)
 
 
@@ -403,7 +410,7 @@ def _is_constant(value: Any) -> bool:
 @functools.cache
 def _dispatching() -> frozenset[Any]:
     """The functions of PyTorch that give way to what stands for a tensor, and one that says that this is no script."""
-    return frozenset((*torch.overrides.get_testing_overrides(), torch.relu_, F.hardswish, torch.jit.is_scripting))
+    return frozenset((*torch.overrides.get_testing_overrides(), torch.relu_, F.hardswish, torch.jit.is_scripting))  # type: ignore[attr-defined]
 
 
 def _may_be_used(value: Any) -> bool:
@@ -528,8 +535,7 @@ _ADDITIONS = {operator.add: False, torch.add: False, "add": False, _add_in_place
 def _fuse_graph(graph: Graph, module: nn.Module) -> list[tuple[list[nn.Module], str]]:
     """Make one call of each batch norm and what follows it; gives the modules that are one, and with what they are."""
     calls = []
-    nodes = list(graph.nodes)
-    for relu in nodes:
+    for relu in list(graph.nodes):
         activation = _RELUS.get(_kind(relu, module))
         if activation is None or len(relu.all_input_nodes) != 1 or len(relu.all_input_nodes[0].users) != 1:
             continue
@@ -538,7 +544,7 @@ def _fuse_graph(graph: Graph, module: nn.Module) -> list[tuple[list[nn.Module], 
         if _is_norm(norm, module):
             with graph.inserting_before(norm):
                 fused = graph.call_module(norm.target, norm.args, {**norm.kwargs, "activation": activation})
-        elif (norm := _norm_of(steps[1], nodes, module)) is not None:
+        elif (norm := _norm_of(steps[1], module)) is not None:
             steps.append(norm)
             (addend,) = (each for each in steps[1].all_input_nodes if each is not norm)
             in_place = _ADDITIONS[steps[1].target]
@@ -574,7 +580,7 @@ def _is_norm(node: Node, module: nn.Module) -> bool:
     return getattr(_called(node, module), "activation", None) is None
 
 
-def _norm_of(addition: Node, nodes: list[Node], module: nn.Module) -> Node | None:
+def _norm_of(addition: Node, module: nn.Module) -> Node | None:
     """The batch norm that can be fused with an addition: of two, the later one."""
     operands = addition.all_input_nodes
     in_place = _ADDITIONS.get(_kind(addition, module))
@@ -582,18 +588,26 @@ def _norm_of(addition: Node, nodes: list[Node], module: nn.Module) -> Node | Non
         return None
     if in_place:
         operands = operands[:1]  # which is changed; the other one must not be
-    for norm in sorted(operands, key=nodes.index, reverse=True):
+    order = list(addition.graph.nodes)
+    for norm in sorted(operands, key=order.index, reverse=True):
         if _is_norm(norm, module) and len(norm.users) == 1:
-            between = nodes[nodes.index(norm) + 1 : nodes.index(addition)]
+            between = order[order.index(norm) + 1 : order.index(addition)]
             if _may_be_later(norm, between, module):
                 return norm
     return None
 
 
 def _may_be_later(norm: Node, between: list[Node], module: nn.Module) -> bool:
-    """Whether a batch norm gives the same after some other steps: they leave its input and its statistics alone."""
+    """Whether a batch norm gives the same after some other steps.
+
+    These must not change its input, which nothing can if nothing else has that, nor use its statistics.
+    """
     if any(node.op == "get_attr" and str(node.target).startswith(f"{norm.target}.") for node in norm.graph.nodes):
         return False
+    if (
+        _kind(norm, module) is _sync.SyncBatchNorm
+    ):  # a process that does not fuse must call the others in the same order
+        return all(node.op == "get_attr" for node in between)
     called = [each for node in between if (each := _called(node, module)) is not None]
     if any(_called(norm, module) is each for parent in called for each in parent.modules()):
         return False
