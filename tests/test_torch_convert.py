@@ -5,23 +5,23 @@ import copy
 import gc
 import inspect
 import io
+import math
+import operator
 import pickle
 import random
 import weakref
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import bnbp.torch
+from bnbp.cli.training import networks
+from bnbp.torch import _modules, _sync, convert
 
 pytestmark = pytest.mark.torch
-
-torch = pytest.importorskip("torch")
-
-import torch.nn.functional as F  # noqa: E402
-from torch import nn  # noqa: E402
-
-import bnbp.torch  # noqa: E402
-from bnbp.cli.training import networks  # noqa: E402
-from bnbp.torch import _modules, _sync, convert  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -247,6 +247,11 @@ def helper(self, x):
     return F.relu(self.bn(x))
 
 
+def with_functions_of_python(self, x):
+    scale = math.sqrt(x.size(1)) + max(operator.add(1, 2), len((1, 2)))
+    return F.relu(self.bn(x)) * scale
+
+
 def by_a_helper(self, x):
     return helper(self, x) + 1
 
@@ -278,6 +283,7 @@ FUSED = {
     buffer_changed: {"bn relu": 1},
     loop: {"bn relu": 1},
     by_a_helper: {"bn relu": 1},
+    with_functions_of_python: {"bn relu": 1},
     tensors_changed_in_place: {"bn": 1, "bn relu": 1},
     fused_result_added: {"bn relu": 1, "bn add relu6": 1},
     own_result_added: {"bn relu": 1, "bn add relu6": 1},
@@ -658,6 +664,14 @@ def test_an_argument_that_may_be_left_out_can_be_given(calls):
     assert calls == ["bn relu"]
 
 
+def test_an_argument_that_is_no_tensor_is_not_taken_for_one(calls):
+    model, original = converted(block(lambda self, x, y: F.relu(self.bn(x) + (x if y is None else y))), *images(2))
+    (x,) = images()
+    for other in (None, 2):
+        torch.testing.assert_close(model(x, other), original(x, other))
+    assert calls[2:] == ["bn", "bn"]
+
+
 def test_wrong_arguments_have_the_errors_that_they_had():
     model, original = converted(block(flexible), *images())
     (x,) = images()
@@ -910,9 +924,10 @@ def test_an_addend_of_its_own_stays(calls):
 
 def test_an_activation_that_is_given_later_is_kept():
     model = convert(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()))
+    nn.init.constant_(model[0].weight, 20)
     model[0].activation = "relu6"
-    x = 10 * images()[0]
-    torch.testing.assert_close(model(x), F.relu6(nn.BatchNorm2d(3)(x)))
+    (x,) = images()
+    torch.testing.assert_close(model(x), F.relu6(nn.BatchNorm2d(3)(x) * 20))
 
 
 def test_attributes_that_are_found_by_a_computed_name_are_compared(calls):
@@ -1003,6 +1018,20 @@ def test_a_converted_model_can_be_saved_and_converted_again(way, calls):
         convert(loaded)
     assert collections.Counter(calls) == {"bn relu": 5, "bn add relu": 2, "bn": 1}
     assert_same(model, original, x)
+
+
+def test_a_traced_model_can_be_converted_copied_and_saved(calls):
+    model = torch.fx.symbolic_trace(networks.small_convnet(4))
+    x = torch.randn(2, 3, 32, 32)
+    model, original = converted(model, x)
+    assert set(calls) == {"bn"}
+    assert_same(copy.deepcopy(model), original, x, modes=(False,))
+    assert_same(pickle.loads(pickle.dumps(model)), original, x, modes=(False,))
+
+
+def test_a_converted_model_can_be_traced():
+    model, original = converted(block(both_norms), *images())
+    assert_same(torch.fx.symbolic_trace(model), original, *images(), modes=(False,))
 
 
 def test_checkpoints_recompute_the_same(calls):

@@ -2,12 +2,12 @@
 
 A batch norm gets another class, and stays the same object. Nor does fusion remove or change a module, so that all
 children can be reached, hooked and called by themselves. Instead, the module whose `forward` calls a batch norm and
-then a ReLU gets a `_FusedForward`, which makes one call of the two. That is generated from a graph of `torch.fx`. Three
-things can make such a graph wrong, and each has its guard:
+then a ReLU gets a `_FusedForward`, which makes one call of the two. That is generated from a graph of ``torch.fx``.
+Three things can make such a graph wrong, and each has its guard:
 
 - `forward` depends on something that changes later: `_Plan.fits` compares it at each call;
 - `forward` does something beside calling modules and PyTorch's functions: `_Watch` refuses it;
-- a tensor is changed in place between the steps that become one: `_fuse_addition` refuses it.
+- a tensor is changed in place between the steps that become one: `_may_be_later` refuses it.
 
 Where a guard is in doubt, the module's own `forward` runs.
 """
@@ -85,9 +85,10 @@ def convert(module: Model, *, fuse: bool = True, report: bool = False) -> Model:
     - the batch norm or the ReLU has a hook, or there is one for all modules;
     - an argument is not a tensor, or one that may be left out is given.
 
-    So hooks may be set before or after the conversion. A model that has been changed is fused anew by another call.
-    Compile a model after the conversion. No other thread may use a module while `convert` runs, for ``torch.fx``
-    replaces methods of ``torch.nn.Module``.
+    So hooks may be set before or after the conversion. A model that has been changed, or was loaded as a whole by
+    ``torch.load``, is fused anew by another call. A shallow copy of a module is to be converted by itself. Compile a
+    model after the conversion. No other thread may use a module while `convert` runs, for ``torch.fx`` replaces methods
+    of ``torch.nn.Module``.
 
     Examples
     --------
@@ -232,7 +233,7 @@ def _fuse_all(modules: Iterable[nn.Module]) -> dict[nn.Module, str]:
     reasons: dict[nn.Module, str] = {}
     for module in modules:
         norms = [each for each in _within_reach(module) if type(each) in _OURS]
-        if not norms or isinstance(module, (nn.ModuleList, nn.ModuleDict, torch.jit.ScriptModule)):
+        if not norms or isinstance(module, (nn.ModuleList, nn.ModuleDict)):
             continue
         try:
             plans = _plans(module)
@@ -264,6 +265,9 @@ def _plans(module: nn.Module) -> dict[bool, _Plan]:
         del module.__dict__["forward"]  # of an earlier conversion
     if "forward" in module.__dict__:
         raise _RefusedError("is an attribute of the module")
+    for name in ("__deepcopy__", "__reduce__", "__reduce_ex__"):
+        if getattr(type(module), name, None) is not getattr(object, name, None):
+            raise _RefusedError(f"would be copied with the module, whose class has a {name} of its own")
     modes = {each: each.training for each in module.modules()}
     plans = {}
     try:
@@ -396,6 +400,8 @@ _PURE: frozenset[Any] = frozenset(
 _UNKNOWN = frozenset(["__class__", "__dict__", *nn.Module().__dict__]) - {"training", "_modules"}
 #: Where functions give way to what stands for a tensor.
 _TRACERS = (__name__, "torch.nn.functional", "torch.functional", "torch._jit_internal")
+#: Whose functions may depend on anything, and change it, if they are not known here.
+_WITH_EFFECTS = frozenset(["torch", *sys.stdlib_module_names])
 #: The methods of modules and containers that only look.
 _LOOKS = frozenset(["__contains__", "__getattr__", "__getitem__", "__iter__", "__len__", "_get_abs_string_index"])
 _LOOKS |= {"_get_item_by_idx", "children", "forward", "items", "keys", "named_children", "values"}
@@ -420,9 +426,10 @@ def _may_be_used(value: Any) -> bool:
     if isinstance(value, (BuiltinFunctionType, FunctionType)) and (value in _PURE or value in _dispatching()):
         return True
     if isinstance(value, FunctionType):
-        return value.__globals__.get("__name__", "").partition(".")[0] not in ("torch", *sys.stdlib_module_names)
+        package = value.__globals__.get("__name__", "")
+        return package.startswith("torch.fx.") or package.partition(".")[0] not in _WITH_EFFECTS
     if isinstance(value, BuiltinFunctionType):
-        return value.__module__ in ("math", "_operator")
+        return value.__module__ == "_operator"
     return isinstance(value, (torch.dtype, torch.memory_format, torch.layout))
 
 
@@ -471,7 +478,7 @@ class _Watch:
                 return
             if package in ("torch.nn.modules.module", "torch.nn.modules.container") and name in _LOOKS:
                 return
-            if package.partition(".")[0] in ("torch", *sys.stdlib_module_names):
+            if package.partition(".")[0] in _WITH_EFFECTS:
                 raise _RefusedError(f"calls {package}.{name}")
             self.check(frame)
 
@@ -604,10 +611,8 @@ def _may_be_later(norm: Node, between: list[Node], module: nn.Module) -> bool:
     """
     if any(node.op == "get_attr" and str(node.target).startswith(f"{norm.target}.") for node in norm.graph.nodes):
         return False
-    if (
-        _kind(norm, module) is _sync.SyncBatchNorm
-    ):  # a process that does not fuse must call the others in the same order
-        return all(node.op == "get_attr" for node in between)
+    if _kind(norm, module) is _sync.SyncBatchNorm:
+        return all(node.op == "get_attr" for node in between)  # for a process that does not fuse has another order
     called = [each for node in between if (each := _called(node, module)) is not None]
     if any(_called(norm, module) is each for parent in called for each in parent.modules()):
         return False
