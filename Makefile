@@ -34,9 +34,10 @@ test-torch: $(VENV)/.test $(VENV)/.torch ## run the tests of bnbp.torch, and tho
 test-all: $(VENV)/.test $(VENV)/.torch ## all of them, also those that need TensorFlow and JAX, which you install into .venv
 	$(BIN)/pytest -m ""
 
-# The tests of what an operator computes and refuses; the others are of what there is once in a process, or of others.
+# The tests of what an operator computes, in parts and as a whole, and refuses. The others are of the arithmetic, which
+# has nothing that threads share, or of what there is once in a process.
 test-parallel: $(VENV)/.test ## run each test of the operators in four threads at once
-	$(BIN)/pytest --parallel-threads=4 $(foreach name,accuracy formulas halves layouts operators rules schedule,tests/test_$(name).py)
+	$(BIN)/pytest --parallel-threads=4 $(foreach name,halves operators rules,tests/test_$(name).py)
 
 # With the address sanitiser, in a process that was not built with it; libstdc++ so that it sees C++ exceptions.
 sanitize: $(SANITIZED)/.built ## random calls of everything in a build with sanitisers: CALLS=1000000 SEED=1
