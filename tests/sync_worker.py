@@ -1,4 +1,4 @@
-"""What a process of `test_torch_sync.py` does: ``sync_worker.py SCENARIO RANK WORLD STORE``; it prints JSON."""
+"""What a process of `test_torch_sync.py` does: ``sync_worker.py RANK WORLD STORE SCENARIO...``; it prints JSON."""
 
 import datetime
 import hashlib
@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 
 import torch
 from torch import distributed
@@ -105,19 +106,91 @@ def collectives(rank, world):
     module = layer(bnbp.torch.SyncBatchNorm(CHANNELS, activation="relu"), weight, bias)
     module(x[shard(rank, world)].requires_grad_()).backward(delta[shard(rank, world)])
     module.eval()(x)
+    distributed.all_gather = gather
     return {"moved": moved}
 
 
 def group(rank, world):
-    """The first two processes are a group; the third one is alone, and normalises by itself."""
+    """The first two processes are a group; the third one is not in it, and normalises by itself."""
     pair = distributed.new_group([0, 1])
     x, *_ = batch()
     module = bnbp.torch.SyncBatchNorm(CHANNELS, affine=False, process_group=pair).double()
-    if rank < 2:
-        y = module(x[rank::2])
-        right = torch.nn.functional.batch_norm(x, None, None, training=True)[rank::2]
-        return {"distance": distance(y, right), "batches": int(module.num_batches_tracked)}
-    return {"distance": 0.0, "batches": 1}
+    part = x[rank::2] if rank < 2 else x[:3]
+    whole = x if rank < 2 else part
+    right = torch.nn.functional.batch_norm(whole, None, None, training=True)
+    y = module(part)
+    return {
+        "distance": distance(y, right[rank::2] if rank < 2 else right),
+        "mean": distance(module.running_mean, 0.1 * whole.mean((0, 2, 3))),
+    }
+
+
+def other_addends(rank, world):
+    """Addends that PyTorch broadcasts, or whose type it promotes to."""
+    x, addend, delta, *_ = batch()
+    part, worst = shard(rank, world), 0.0
+    for added, dtype in ((addend[:1, :, :1, :1], x.dtype), (addend[part], torch.float32)):
+        given = x.to(dtype)
+        own = given[part].clone().requires_grad_()
+        got = bnbp.torch.SyncBatchNorm(CHANNELS, activation="relu").to(dtype)(own, added)
+        got.backward(delta[part])
+        whole = given.to(torch.float64, copy=True).requires_grad_()
+        normalized = torch.nn.functional.batch_norm(whole, None, None, training=True)
+        y = torch.relu(normalized + (added if len(added) == 1 else addend))
+        y.backward(delta)
+        limit = 1e-13 if dtype is torch.float64 else 2e-6
+        pairs = ((got, y[part]), (own.grad, whole.grad[part]))
+        worst = max(worst, *(distance(a, b) / limit for a, b in pairs))
+        assert got.dtype is torch.float64
+    return {"worst": worst}
+
+
+def twice(rank, world):
+    """A second derivative is refused."""
+    x, *_ = batch()
+    own = x[shard(rank, world)].clone().requires_grad_()
+    y = bnbp.torch.SyncBatchNorm(CHANNELS).double()(own)
+    (first,) = torch.autograd.grad((y**3).sum(), own, create_graph=True)
+    try:
+        first.sum().backward()
+    except RuntimeError as error:
+        return {"error": str(error)}
+    return {"error": None}
+
+
+def partly(rank, world):
+    """Parameters that are frozen, and an input that needs no gradient, as that of a first layer."""
+    x, _, delta, weight, bias = batch()
+    part, distances = shard(rank, world), []
+    for frozen in (False, True):
+        results = []
+        for module, given, dy in (
+            (bnbp.torch.SyncBatchNorm(CHANNELS), x[part], delta[part]),
+            (torch.nn.BatchNorm2d(CHANNELS), x, delta),
+        ):
+            leaf = given.clone().requires_grad_(frozen)
+            layer(module, weight, bias).requires_grad_(not frozen)(leaf).backward(dy)
+            results.append((module, leaf))
+        (ours, own), (theirs, all_of_it) = results
+        if frozen:
+            distances.append(distance(own.grad, all_of_it.grad[part]))
+            assert ours.weight.grad is None
+        else:
+            distributed.all_reduce(ours.weight.grad)
+            distances.append(distance(ours.weight.grad, theirs.weight.grad))
+            assert own.grad is None
+    return {"distance": max(distances)}
+
+
+def average(rank, world):
+    """Running statistics that are the average of all batches, with empty shards among them."""
+    x, *_ = batch()
+    ours, theirs = (kind(CHANNELS, momentum=None).double() for kind in (bnbp.torch.SyncBatchNorm, torch.nn.BatchNorm2d))
+    for k in (1, 2, 3):
+        ours(k * x[shard(rank, world)])
+        theirs(k * x)
+    pairs = zip(ours.buffers(), theirs.buffers(), strict=True)
+    return {"distance": max(distance(a, b) for a, b in pairs)}
 
 
 def network(convert):
@@ -182,13 +255,20 @@ def compiled(rank, world):
 
 
 def main():
-    scenario, rank, world, store = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    rank, world, store, scenarios = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:]
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=datetime.timedelta(seconds=20)
     )
-    print(json.dumps(globals()[scenario](rank, world)), flush=True)
-    if scenario != "death":
+    answers = {}
+    for scenario in scenarios:
+        try:
+            answers[scenario] = globals()[scenario](rank, world)
+        except Exception:
+            answers[scenario] = {"failed": traceback.format_exc()}
+            break  # the processes may no longer be at the same collective
+    print(json.dumps(answers), flush=True)
+    if "death" not in scenarios:
         distributed.destroy_process_group()
     os._exit(0)  # gloo's threads may wait for a process that is dead
 

@@ -37,9 +37,10 @@ class SyncBatchNorm(Activated):
     PyTorch's module, the gradients of weight and bias are those of the process's own batch:
     ``DistributedDataParallel`` adds them up. Equal runs have equal bits. A second derivative is an error.
 
-    Outside training, in a group of one process, and if ``torch.distributed`` is not initialised, this is
-    :func:`bnbp.torch.batch_norm`. Tensors on another device run PyTorch's own code. The class is no subclass of
-    ``torch.nn.SyncBatchNorm``, for ``DistributedDataParallel`` refuses those on a CPU. The state dict is the same.
+    Outside training, in a group of one process, in a process that is not in the group, and if ``torch.distributed`` is
+    not initialised, this is :func:`bnbp.torch.batch_norm`. Addends of another shape or type than `input` are added by
+    PyTorch. Tensors on another device run PyTorch's own code. The class is no subclass of ``torch.nn.SyncBatchNorm``,
+    for ``DistributedDataParallel`` refuses those on a CPU. The state dict is the same.
 
     Examples
     --------
@@ -84,7 +85,7 @@ class SyncBatchNorm(Activated):
         self._check_non_zero_input_channels(input)
         running_mean, running_var, training, factor = self._statistics()
         group = self.process_group or distributed.group.WORLD if self._synchronises() else None
-        if group is None or distributed.get_world_size(group) == 1:
+        if group is None or distributed.get_world_size(group) <= 1:  # -1 in a process that is not in the group
             return batch_norm(
                 input,
                 running_mean,
@@ -97,9 +98,10 @@ class SyncBatchNorm(Activated):
                 activation=activation,
                 addend=addend,
             )
-        return _synchronised(  # type: ignore[no-any-return]
-            input, running_mean, running_var, self.weight, self.bias, factor, self.eps, activation, addend, group
-        )
+        arguments = (input, running_mean, running_var, self.weight, self.bias, factor, self.eps)
+        if _can_be_added(input, addend):
+            return _synchronised(*arguments, activation, addend, group)  # type: ignore[no-any-return]
+        return activate(_synchronised(*arguments, None, None, group), activation, addend)
 
     def _synchronises(self) -> bool:
         return self.training and distributed.is_available() and distributed.is_initialized()
@@ -140,6 +142,14 @@ class SyncBatchNorm(Activated):
         if hasattr(module, "qconfig"):
             converted.qconfig = module.qconfig
         return converted
+
+
+def _can_be_added(input: Tensor, addend: Tensor | None) -> bool:
+    """Whether the operator takes the addend; others are broadcast and promoted by PyTorch."""
+    if addend is None:
+        return True
+    same = addend.shape == input.shape and addend.dtype is input.dtype
+    return same and addend.is_cpu and addend.layout is torch.strided
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # a trace would be of one process
