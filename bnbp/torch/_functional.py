@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ._gradients import call
 
-__all__ = ["Activation", "activate", "batch_norm", "runs_here", "update"]
+__all__ = ["Activation", "activate", "batch_norm", "can_be_added", "runs_here", "update"]
 
 Activation = Literal["relu", "relu6"]
 
@@ -165,9 +165,15 @@ def _fits(input: Tensor, vectors: tuple[Tensor | None, ...], addend: Tensor | No
             return False
     elif running_mean.requires_grad or running_var.requires_grad:
         return False
+    return can_be_added(input, addend)
+
+
+def can_be_added(input: Tensor, addend: Tensor | None) -> bool:
+    """Whether the operators take the addend; others are broadcast and promoted by PyTorch."""
     if addend is None:
         return True
-    return addend.shape == input.shape and addend.dtype is dtype and addend.is_cpu and addend.layout is torch.strided
+    same = addend.shape == input.shape and addend.dtype is input.dtype
+    return same and addend.is_cpu and addend.layout is torch.strided
 
 
 def activate(result: Tensor, activation: Activation | None, addend: Tensor | None) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, distributed
 from bnbp._results import BatchNormStatistics
 from bnbp._statistics import merge_statistics
 
-from ._functional import Activation, activate, batch_norm, update
+from ._functional import Activation, activate, batch_norm, can_be_added, update
 from ._gradients import call
 from ._modules import Activated
 
@@ -99,7 +99,7 @@ class SyncBatchNorm(Activated):
                 addend=addend,
             )
         arguments = (input, running_mean, running_var, self.weight, self.bias, factor, self.eps)
-        if _can_be_added(input, addend):
+        if can_be_added(input, addend):
             return _synchronised(*arguments, activation, addend, group)  # type: ignore[no-any-return]
         return activate(_synchronised(*arguments, None, None, group), activation, addend)
 
@@ -142,14 +142,6 @@ class SyncBatchNorm(Activated):
         if hasattr(module, "qconfig"):
             converted.qconfig = module.qconfig
         return converted
-
-
-def _can_be_added(input: Tensor, addend: Tensor | None) -> bool:
-    """Whether the operator takes the addend; others are broadcast and promoted by PyTorch."""
-    if addend is None:
-        return True
-    same = addend.shape == input.shape and addend.dtype is input.dtype
-    return same and addend.is_cpu and addend.layout is torch.strided
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # a trace would be of one process
