@@ -119,8 +119,8 @@ def as_operands(
     Returns
     -------
     tuple
-        Mean and variance, shape (C,), of type `dtype`, and the beta to normalise with. Where there is an activation, the
-        operator's own beta is right: it then normalises with the statistics as they are returned.
+        Mean and variance, shape (C,), of type `dtype`, and the beta to normalise with. Where there is an activation,
+        the operator's own beta is right: it then normalises with the statistics as they are returned.
     """
     with np.errstate(all="ignore"):
         mean, variance = whole.mean.astype(dtype), whole.variance.astype(dtype)

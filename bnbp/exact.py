@@ -12,19 +12,18 @@ gradients and everything that is computed from them have the same bits on any nu
 >>> parts[0].merge(*parts[1:]) == whole
 True
 
-A sample is what one index of the batch axis selects: of axis 0 or, where that is the channels', of axis 1. The memory of
-all parts must have its axes in the same order, for the order within a sample follows memory.
+A sample is what one index of the batch axis selects: of axis 0 or, where that is the channels', of axis 1. The axes of
+all parts must be in the same order in memory, because the order within a sample follows memory.
 """
 
 import operator
 import struct
 from collections.abc import Callable
-from typing import Any, ClassVar, Self, TypeVar, cast
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import ops
 from ._results import BatchNormStatistics, BatchNormTrainingBackpropSums
 from .engine import boundary
 from .engine import exact as engine
@@ -32,12 +31,16 @@ from .engine import exact as engine
 __all__ = ["ExactStatistics", "ExactSums", "batch_norm_training_backprop_reduce", "batch_norm_training_statistics"]
 
 Array = NDArray[Any]
+Pair = tuple[int, Array]
 
-#: Bytes of the sums of samples, 32 for each channel of a sample, that are collected at a time: as many as L2 holds.
-BLOCK = 1 << 19
+#: Bytes of the sums of samples, 32 for each channel of a sample, that are collected at a time.
+BLOCK = 1 << 22
 
-_statistics = boundary.function_of("BatchNormTrainingStatistics (exact)", None)
-_reduce = boundary.function_of("BatchNormTrainingBackpropReduce (exact)", None)
+# The plain operators, which raise what is wrong and compute nothing where no output is wanted; and those that add.
+_check_statistics = boundary.function_of("BatchNormTrainingStatistics", BatchNormStatistics)
+_check_reduce = boundary.function_of("BatchNormTrainingBackpropReduce", BatchNormTrainingBackpropSums)
+_add_statistics = boundary.function_of("BatchNormTrainingStatistics (exact)", None)
+_add_reduce = boundary.function_of("BatchNormTrainingBackpropReduce (exact)", None)
 
 
 class _Exact:
@@ -47,7 +50,7 @@ class _Exact:
     _tag: ClassVar[bytes]
     _header: ClassVar[struct.Struct] = struct.Struct("<4s?qqqqqq")
 
-    def __init__(self, count: int, pairs: tuple[engine.Pair, engine.Pair], flags: Array | None) -> None:
+    def __init__(self, count: int, pairs: tuple[Pair, Pair], flags: Array | None) -> None:
         self.count, self._pairs, self._flags = count, pairs, flags
 
     @property
@@ -147,10 +150,10 @@ class _Exact:
             raise wrong
         begin = cls._header.size
         middle, end = begin + sizes[0], begin + sizes[0] + sizes[1]
-        pairs = (
-            (first, np.frombuffer(data[begin:middle], "<i4").astype(np.int32, copy=False).reshape(channels, width)),
-            (second, np.frombuffer(data[middle:end], "<i4").astype(np.int32, copy=False).reshape(channels, other_width)),
+        digits = (
+            np.frombuffer(part, "<i4").astype(np.int32, copy=False) for part in (data[begin:middle], data[middle:end])
         )
+        pairs = (first, next(digits).reshape(channels, width)), (second, next(digits).reshape(channels, other_width))
         return cls(count, pairs, np.frombuffer(data[end:], np.uint8) if flagged else None)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -199,8 +202,7 @@ class ExactSums(_Exact):
     def round(self) -> BatchNormTrainingBackpropSums:
         """The sums as :func:`bnbp.batch_norm_training_backprop_reduce` returns them, each rounded once."""
         sums = (
-            self._with_special(engine.round_sum(first, digits), 3 * k)
-            for k, (first, digits) in enumerate(self._pairs)
+            self._with_special(engine.round_sum(first, digits), 3 * k) for k, (first, digits) in enumerate(self._pairs)
         )
         return BatchNormTrainingBackpropSums(*sums)
 
@@ -249,10 +251,10 @@ def batch_norm_training_statistics(
     BatchNormStatistics(count=3, mean=array([3., 5.]), m2=array([14.,  0.]))
     """
     (array,) = boundary.arrays_of(("input",), [input])
-    ops._statistics(array, 0.0, channel_axis, None, None, (False, False), None, num_threads)  # raises what is wrong
+    _check_statistics(array, 0.0, channel_axis, None, None, (False, False), None, num_threads)
 
     def add(arrays: list[Array], rows: Array) -> None:
-        _statistics(*arrays, 0.0, channel_axis, None, None, None, None, num_threads, rows)
+        _add_statistics(*arrays, 0.0, channel_axis, None, None, None, None, num_threads, rows)
 
     return _collect(ExactStatistics, add, [array], (), channel_axis)
 
@@ -266,7 +268,7 @@ def batch_norm_training_backprop_reduce(
     beta: ArrayLike | None = None,
     variance: ArrayLike | None = None,
     epsilon: float = 1e-5,
-    activation: ops.Activation | None = None,
+    activation: Literal["relu", "relu6"] | None = None,
     normalized: ArrayLike | None = None,
     addend: bool = False,
     channel_axis: int = 1,
@@ -304,11 +306,11 @@ num_threads
     x, mean, dy, gamma, beta, variance, y = boundary.arrays_of(names, values)
     vectors = (gamma, beta, variance)
     options = (epsilon, channel_axis, activation, addend)
-    ops._reduce(x, mean, dy, *vectors, y, *options, (False, False), None, num_threads)  # raises what is wrong
+    _check_reduce(x, mean, dy, *vectors, y, *options, (False, False), None, num_threads)
 
     def add(arrays: list[Array], rows: Array) -> None:
-        x, dy, *y = arrays
-        _reduce(x, mean, dy, *vectors, *(y or [None]), *options, None, None, num_threads, rows)
+        x, dy, *rest = arrays
+        _add_reduce(x, mean, dy, *vectors, rest[0] if rest else None, *options, None, None, num_threads, rows)
 
     return _collect(ExactSums, add, [x, dy], () if y is None else (y,), channel_axis)
 
@@ -326,13 +328,14 @@ def _collect(
     axis = operator.index(channel_axis) % input.ndim
     batch = 1 if axis == 0 else 0
     channels, samples = input.shape[axis], input.shape[batch]
-    rows = engine.blank(channels, kind is ExactStatistics)
+    row = kind is ExactStatistics, input.dtype == np.float64
+    rows = engine.blank(channels, *row)
     step = max(BLOCK // (32 * channels), 1) if _samples_are_outermost(tensors, axis, batch) else 1
     for start in range(0, samples if input.size else 0, step):
         part = (slice(None),) * batch + (slice(start, start + step),)
         add([tensor[part] for tensor in tensors], rows)
-    first, second, flags = engine.split(rows, kind is ExactStatistics)
-    return cast(Kind, kind(input.size // channels, (first, second), flags))
+    first, second, flags = engine.split(rows, *row)
+    return kind(input.size // channels, (first, second), flags)
 
 
 def _samples_are_outermost(tensors: list[Array], axis: int, batch: int) -> bool:

@@ -13,14 +13,17 @@ from libcpp.vector cimport vector
 
 cdef extern from "exact.h" namespace "bnbp::exact" nogil:
     const int POINT
-    const Py_ssize_t SUM, SQUARES, GRADIENT_ROW, STATISTICS_ROW
 
-    cppclass Wide:
-        pass
+    cppclass Row:
+        Py_ssize_t first_low
+        Py_ssize_t first_count
+        Py_ssize_t second_low
+        Py_ssize_t second_count
+        Py_ssize_t size()
 
+    Row row_of(bint statistics, bint wide)
     void settle(int64_t* digits, Py_ssize_t count, Py_ssize_t& low, Py_ssize_t& high)
-    Wide leading(const int64_t* digits, Py_ssize_t count, int exponent)
-    double round_once "bnbp::exact::round" (const Wide& sum)
+    double nearest(int64_t* digits, Py_ssize_t count, int exponent)
     double special_number "bnbp::exact::special" (int64_t flags)
     void round_statistics_of "bnbp::exact::round_statistics" (
         const int32_t* sum, Py_ssize_t sums, Py_ssize_t first_of_sum, const int32_t* squares,
@@ -28,18 +31,25 @@ cdef extern from "exact.h" namespace "bnbp::exact" nogil:
         double& m2)
 
 
-def blank(Py_ssize_t channels, bint statistics):
-    """Rows of digits to collect in: shape (C, ...)."""
-    return np.zeros((channels, STATISTICS_ROW if statistics else GRADIENT_ROW), np.int64)
+def blank(Py_ssize_t channels, bint statistics, bint wide):
+    """Rows of digits to collect in, wide ones for float64: shape (C, ...)."""
+    return np.zeros((channels, row_of(statistics, wide).size()), np.int64)
 
 
-def split(int64_t[:, ::1] rows, bint statistics):
+def split(int64_t[:, ::1] rows, bint statistics, bint wide):
     """The two sums of the rows, as pairs, and the flags of the channels, or None. The rows are used up."""
+    cdef Row row = row_of(statistics, wide)
     cdef Py_ssize_t last = rows.shape[1] - 1, c, any_flag = 0
     for c in range(rows.shape[0]):
         any_flag |= rows[c, last] != 0
     flags = np.asarray(rows)[:, last].astype(np.uint8) if any_flag else None
-    return packed(rows, 0, SUM), packed(rows, SUM, SQUARES if statistics else SUM), flags
+    first, of_first = packed(rows, 0, row.first_count)
+    second, of_second = packed(rows, row.first_count, row.second_count)
+    return (
+        (first + row.first_low if of_first.shape[1] else 0, of_first),
+        (second + row.second_low if of_second.shape[1] else 0, of_second),
+        flags,
+    )
 
 
 cdef tuple packed(int64_t[:, ::1] rows, Py_ssize_t begin, Py_ssize_t count):
@@ -86,7 +96,7 @@ def round_sum(Py_ssize_t first, const int32_t[:, ::1] digits):
     for c in range(digits.shape[0]):
         for k in range(digits.shape[1]):
             work[k] = digits[c, k]
-        sums[c] = round_once(leading(work.data(), digits.shape[1], <int> (32 * first) - POINT))
+        sums[c] = nearest(work.data(), digits.shape[1], <int> (32 * first) - POINT)
     return result
 
 

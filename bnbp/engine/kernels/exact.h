@@ -4,8 +4,8 @@
 /// A sum is a row of digits in base 2^32, from the smallest subnormal to beyond the largest number: a number adds to
 /// three of them, and carries wait. Kulisch's long accumulator, in the form of R. M. Neal, "Fast exact summation using
 /// small and large superaccumulators", arXiv:1505.05571 (2015). Digits of a row are 64 bits wide while numbers are
-/// added. `settle` then carries, and leaves balanced digits, from -2^31 to 2^31 - 1. These are the same for the same sum,
-/// whatever it was added up from.
+/// added. `settle` then carries, and leaves balanced digits, from -2^31 to 2^31 - 1. These are the same for the same
+/// sum, whatever it was added up from.
 #ifndef BNBP_ENGINE_KERNELS_EXACT_H
 #define BNBP_ENGINE_KERNELS_EXACT_H
 
@@ -22,13 +22,31 @@ namespace exact {
 
 /// The weight of a sum's first digit is 2^-POINT, that of a sum of squares 2^-(2 POINT).
 constexpr int POINT = 1088;
-/// Digits of a sum, and of a sum of products of two numbers: enough for 2^30 of the largest ones.
-constexpr std::ptrdiff_t SUM = 70, SQUARES = 140;
-/// A channel's digits: of the gradient, two sums; of the statistics, one sum and one of squares. A last one has the
-/// flags of what is not a number.
-constexpr std::ptrdiff_t GRADIENT_ROW = 2 * SUM + 1, STATISTICS_ROW = SUM + SQUARES + 1;
-/// Flags; those of the second sum are further up.
+/// Flags of what is not a number; those of the second sum are further up.
 enum Flag { PLUS_INFINITY = 1, MINUS_INFINITY = 2, NOT_A_NUMBER = 4, SECOND = 3 };
+
+/// Which digits of two sums a channel's row has, one after the other, and after them the flags. A sum is of numbers, or
+/// of products of two numbers. Wide rows are for what comes of float64: they have all digits, enough for 2^30 of the
+/// largest numbers. What comes of smaller types is between 2^-300 and 2^300, its squares between 2^-640 and 2^400.
+struct Row {
+    std::ptrdiff_t first_low, first_count, second_low, second_count;
+    std::ptrdiff_t size() const { return first_count + second_count + 1; }
+};
+
+inline Row row_of(bool statistics, bool wide) {
+    return wide ? (statistics ? Row{0, 70, 0, 140} : Row{0, 70, 0, 70})
+                : (statistics ? Row{22, 24, 48, 36} : Row{22, 24, 22, 24});
+}
+
+/// The digits of a channel, as if they were all there.
+struct Digits {
+    std::int64_t *first, *second, *flags;
+};
+
+inline Digits digits_of(std::int64_t* rows, const Row& row, std::ptrdiff_t channel) {
+    std::int64_t* const begin = rows + channel * row.size();
+    return {begin - row.first_low, begin + row.first_count - row.second_low, begin + row.size() - 1};
+}
 
 /// A number as three digits of one sign.
 struct Parts {
@@ -64,20 +82,24 @@ inline int flag_of(double number) {
     return std::isnan(number) ? NOT_A_NUMBER : number > 0 ? PLUS_INFINITY : MINUS_INFINITY;
 }
 
-/// Adds a number.
-inline void add(std::int64_t* sum, std::int64_t* flags, int second, double number) {
+/// Adds a number `times` times, at most 2^31.
+inline void add(std::int64_t* sum, std::int64_t* flags, int second, double number, std::uint64_t times) {
     Parts parts;
     if (!take_apart(number, parts)) {
         *flags |= static_cast<std::int64_t>(flag_of(number)) << second;
         return;
     }
     std::int64_t* const at = sum + parts.first;
+    std::uint64_t carry = 0;
     for (int k = 0; k < 3; ++k) {
-        at[k] += with_sign(parts.digit[k], parts.negative);
+        carry += parts.digit[k] * times;
+        at[k] += with_sign(carry & 0xffffffff, parts.negative);
+        carry >>= 32;
     }
+    at[3] += with_sign(carry, parts.negative);
 }
 
-/// Adds the product of two numbers and a small positive integer.
+/// Adds the product of two numbers `times` times.
 inline void add_product(std::int64_t* squares, const Parts& a, const Parts& b, std::uint64_t times) {
     std::uint64_t column[8] = {}, carry = 0, factor[4];
     for (int k = 0; k < 3; ++k) {
@@ -99,32 +121,44 @@ inline void add_product(std::int64_t* squares, const Parts& a, const Parts& b, s
     }
 }
 
+/// Adds what the gradient's sums of a chunk are, each a number and what it has rounded off. An infinity rounds off what
+/// is no number.
+inline void add_sums(const Digits& to, double delta, double delta_lo, double product, double product_lo) {
+    add(to.first, to.flags, 0, delta, 1);
+    add(to.second, to.flags, SECOND, product, 1);
+    if (std::isfinite(delta)) {
+        add(to.first, to.flags, 0, delta_lo, 1);
+    }
+    if (std::isfinite(product)) {
+        add(to.second, to.flags, SECOND, product_lo, 1);
+    }
+}
+
 /// Adds what statistics of `count` elements say: their sum, and the sum of their squares. The mean is `mean + rest`.
-inline void add_statistics(std::int64_t* row, double mean, double rest, double m2, std::uint64_t count) {
-    std::int64_t *const sum = row, *const squares = row + SUM, *const flags = row + SUM + SQUARES;
+inline void add_statistics(const Digits& to, double mean, double rest, double m2, std::uint64_t count) {
     Parts of_mean, of_rest;
     if (!take_apart(mean, of_mean) || !take_apart(rest, of_rest)) {
-        *flags |= (std::isfinite(mean) ? NOT_A_NUMBER : flag_of(mean)) | NOT_A_NUMBER << SECOND;
+        *to.flags |= (std::isfinite(mean) ? NOT_A_NUMBER : flag_of(mean)) | NOT_A_NUMBER << SECOND;
         return;
     }
-    for (const Parts* parts : {&of_mean, &of_rest}) {
-        std::uint64_t carry = 0;
-        for (int k = 0; k < 3; ++k) {
-            carry += parts->digit[k] * count;
-            sum[parts->first + k] += with_sign(carry & 0xffffffff, parts->negative);
-            carry >>= 32;
-        }
-        sum[parts->first + 3] += with_sign(carry, parts->negative);
-        if (rest == 0) {
-            break;
-        }
-    }
-    add_product(squares, of_mean, of_mean, count);
+    add(to.first, to.flags, 0, mean, count);
+    add_product(to.second, of_mean, of_mean, count);
     if (rest != 0) {
-        add_product(squares, of_mean, of_rest, 2 * count);
-        add_product(squares, of_rest, of_rest, count);
+        add(to.first, to.flags, 0, rest, count);
+        add_product(to.second, of_mean, of_rest, 2 * count);
+        add_product(to.second, of_rest, of_rest, count);
     }
-    add(squares + POINT / 32, flags, SECOND, m2);
+    add(to.second + POINT / 32, to.flags, SECOND, m2, 1);
+}
+
+/// Adds an exact sum that three numbers are.
+inline void add_three(std::int64_t* sum, std::int64_t* flags, int second, const double* first, const double* middle,
+                      const double* last, std::uint64_t times) {
+    add(sum, flags, second, *first, times);
+    if (*middle != 0 || *last != 0) {
+        add(sum, flags, second, *middle, times);
+        add(sum, flags, second, *last, times);
+    }
 }
 
 /// Carries, and leaves balanced digits. The first and the last that are not 0 are taken into `low` and `high`.
@@ -175,9 +209,42 @@ inline Wide leading(const std::int64_t* digits, std::ptrdiff_t count, int expone
     return sum;
 }
 
-inline double round(const Wide& sum) { return std::ldexp(sum.hi + sum.lo, sum.exponent); }
+/// The nearest number to a sum whose first digit has the weight 2^exponent, of balanced digits, which are used up.
+inline double nearest(std::int64_t* digits, std::ptrdiff_t count, int exponent) {
+    while (count > 0 && digits[count - 1] == 0) {
+        --count;
+    }
+    if (count == 0) {
+        return 0;
+    }
+    const bool negative = digits[count - 1] < 0;
+    std::int64_t borrowed = 0; // the magnitude, in digits that are not negative
+    for (std::ptrdiff_t k = 0; k < count; ++k) {
+        const std::int64_t digit = (negative ? -digits[k] : digits[k]) - borrowed;
+        borrowed = digit < 0;
+        digits[k] = digit + (borrowed << 32);
+    }
+    while (digits[count - 1] == 0) {
+        --count;
+    }
+    // 64 bits from the leading one on. What is below is no more than a last bit that is set: it breaks ties.
+    const auto digit = [&](std::ptrdiff_t k) { return k < 0 ? 0 : static_cast<std::uint64_t>(digits[k]); };
+    int shift = 0;
+    while (!(digit(count - 1) << shift & 0x80000000)) {
+        ++shift;
+    }
+    std::uint64_t bits = (digit(count - 1) << 32 | digit(count - 2)) << shift;
+    const std::uint64_t next = digit(count - 3) << shift;
+    bits |= next >> 32;
+    bool more = (next & 0xffffffff) != 0;
+    for (std::ptrdiff_t k = 0; k < count - 3; ++k) {
+        more |= digits[k] != 0;
+    }
+    const double rounded = static_cast<double>(bits | (more ? 1 : 0));
+    return std::ldexp(negative ? -rounded : rounded, exponent + static_cast<int>(32 * (count - 2)) - shift);
+}
 
-/// A quotient, rounded once.
+/// A quotient, to within a little more than half a unit in the last place.
 inline double round_over(const Wide& sum, double count) {
     const double quotient = sum.hi / count;
     const double left = std::fma(-quotient, count, sum.hi) + sum.lo;
@@ -193,8 +260,8 @@ inline double special(std::int64_t flags) {
 }
 
 /// Mean and m2 from the sum of `count` elements and that of their squares, balanced digits of the weights from
-/// 2^(32 first - POINT) and 2^(32 first - 2 POINT): m2 = (count squares - sum^2) / count, where nothing cancels that was
-/// rounded. `work` is room for digits.
+/// 2^(32 first - POINT) and 2^(32 first - 2 POINT): m2 = (count squares - sum^2) / count, where nothing cancels that
+/// was rounded. `work` is room for digits.
 inline void round_statistics(const std::int32_t* sum, std::ptrdiff_t sums, std::ptrdiff_t first_of_sum,
                              const std::int32_t* squares, std::ptrdiff_t count_of_squares,
                              std::ptrdiff_t first_of_squares, std::int64_t count, std::vector<std::int64_t>& work,
@@ -222,8 +289,8 @@ inline void round_statistics(const std::int32_t* sum, std::ptrdiff_t sums, std::
                              static_cast<double>(count)),
                   0.0);
     work.assign(sum, sum + sums);
-    mean = round_over(leading(work.data(), sums, static_cast<int>(32 * first_of_sum) - POINT),
-                      static_cast<double>(count));
+    mean =
+        round_over(leading(work.data(), sums, static_cast<int>(32 * first_of_sum) - POINT), static_cast<double>(count));
 }
 
 } // namespace exact

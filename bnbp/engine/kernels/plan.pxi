@@ -31,7 +31,7 @@ cdef struct Plan:
     bint runs              # S is long enough for lanes
     Py_ssize_t together    # rows whose terms are summed together, TERMS at most to an accumulator
     Py_ssize_t merge       # rows of (C, S) that are taken as one, where they are very short
-    Py_ssize_t sample_rows # rows that chunks do not go beyond: all, or those of a sample
+    Py_ssize_t sample_rows  # rows that chunks do not go beyond: all, or those of a sample
     Py_ssize_t chunk_rows  # rows of a chunk
     Py_ssize_t per_run     # chunks in a run
     Py_ssize_t length      # elements of a run in a chunk; the last one may have fewer

@@ -71,7 +71,8 @@ public:
             if (arguments.c == 1) { // as memory_order has it
                 arguments.s *= std::exchange(arguments.n, 1);
                 if (arguments.exact) { // which wants the samples apart
-                    arguments.s /= std::exchange(arguments.n, arguments.samples);
+                    arguments.n = arguments.samples;
+                    arguments.s /= arguments.samples;
                 }
             }
             return;
