@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 pytestmark = pytest.mark.torch
 
 WORKER = Path(__file__).with_name("sync_worker.py")
+EXAMPLE = Path(__file__).parent.parent / "examples" / "sync_batch_norm.py"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # or it warns that it sets this
 
 # PyTorch takes seconds to import: what needs as many processes shares them.
 SCENARIOS = {
@@ -207,3 +210,18 @@ def test_what_is_wrong_is_said():
         bnbp.torch.SyncBatchNorm(3)(torch.ones(3))
     with pytest.raises(ValueError, match="number of input channels should be non-zero"):
         bnbp.torch.SyncBatchNorm(3)(torch.ones(2, 0, 3))
+
+
+# ---------------------------------------------------------------- the example
+
+
+def test_the_example_has_the_same_loss_on_any_number_of_processes():
+    """If the gradients were averaged over the processes once too often, the loss would be another one."""
+    lines = set()
+    for processes in (1, 3):
+        launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
+        done = subprocess.run([*launcher, EXAMPLE], capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
+        assert done.returncode == 0, done.stderr
+        lines.add(done.stdout.strip())
+    assert len(lines) == 1
+    assert 1 < float(lines.pop().removeprefix("loss ")) < 1.41
