@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import dask.array as da
-from dask._task_spec import DataNode, convert_legacy_graph
+from dask._task_spec import DataNode, TaskRef, convert_legacy_graph
 from dask.base import clone_key
 from dask.blockwise import Blockwise
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
@@ -58,23 +58,20 @@ def _layers_of(names: Iterable[str], graph: Any) -> set[str]:
     waiting = list(names)
     while waiting:
         name = waiting.pop()
-        if name in found or name.startswith(WHOLE) or _is_data(graph.layers[name]):
+        if name in found or name.startswith(WHOLE) or _is_data(name, graph):
             continue
         found.add(name)
         waiting += graph.dependencies[name]
     return found
 
 
-def _is_data(layer: Any) -> bool:
+def _is_data(name: str, graph: Any) -> bool:
     """Whether a layer is in memory: its values are no tasks, but data, or futures of a cluster."""
-    if isinstance(layer, Blockwise):
+    layer = graph.layers[name]
+    if isinstance(layer, Blockwise) or graph.dependencies[name]:
         return False
     nodes = convert_legacy_graph(dict(layer))
-    return all(isinstance(node, DataNode) or _is_future(layer[key]) for key, node in nodes.items())
-
-
-def _is_future(value: object) -> bool:
-    return hasattr(type(value), "__dask_future__") or type(value).__module__ == "distributed.client"
+    return all(isinstance(node, DataNode) or isinstance(layer[key], TaskRef) for key, node in nodes.items())
 
 
 def _copies(names: set[str], graph: Any, seed: Hashable) -> HighLevelGraph:
