@@ -4,28 +4,15 @@ A chunk without channels, which the operators do not take, has None in place of 
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 import bnbp
-
-try:  # TEMP
-    from bnbp import exact
-    from bnbp._statistics import as_operands
-except ImportError:
-
-    class exact:
-        batch_norm_training_statistics = staticmethod(bnbp.batch_norm_training_statistics)
-        batch_norm_training_backprop_reduce = staticmethod(bnbp.batch_norm_training_backprop_reduce)
-
-    def as_operands(whole, gamma, beta, epsilon, dtype):
-        with np.errstate(all="ignore"):
-            mean, variance = whole.mean.astype(dtype), whole.variance.astype(dtype)
-            rest = (whole.mean - mean) / np.sqrt(whole.variance + epsilon)
-            g = 1 if gamma is None else gamma
-            return mean, variance, ((0 if beta is None else beta) - g * rest).astype(dtype)
+from bnbp import exact
+from bnbp._statistics import as_operands
 
 __all__ = [
     "batch_vector",
@@ -60,8 +47,9 @@ def statistics(input: Array, *, axis: int, reproducible: bool, num_threads: int 
     """Statistics of a chunk."""
     if not input.shape[axis]:
         return None
-    take = exact.batch_norm_training_statistics if reproducible else bnbp.batch_norm_training_statistics
-    return take(input, channel_axis=axis, num_threads=num_threads)
+    if reproducible:
+        return exact.batch_norm_training_statistics(_in_order(input), channel_axis=axis, num_threads=num_threads)
+    return bnbp.batch_norm_training_statistics(input, channel_axis=axis, num_threads=num_threads)
 
 
 def sums(
@@ -81,10 +69,23 @@ def sums(
     channels = input.shape[axis]
     if not channels:
         return None
-    take: Any = exact.batch_norm_training_backprop_reduce if reproducible else bnbp.batch_norm_training_backprop_reduce
-    mask = {"gamma": gamma, "beta": beta, "variance": variance, "normalized": normalized}
-    values = take(input, mean, normalized_delta, **mask, **options, channel_axis=axis)
+    options |= {"gamma": gamma, "beta": beta, "variance": variance, "normalized": normalized, "channel_axis": axis}
+    values: Any
+    if reproducible:
+        values = exact.batch_norm_training_backprop_reduce(_in_order(input), mean, normalized_delta, **options)
+    else:
+        values = bnbp.batch_norm_training_backprop_reduce(input, mean, normalized_delta, **options)
     return Sums(input.size // channels, values)
+
+
+def _in_order(input: Array) -> Array:
+    """A chunk whose axes are in memory in the order of its shape: the order within a sample follows memory.
+
+    Chunks of one array may differ in that, for some operations return views and others copies.
+    """
+    strides = [abs(stride) for stride, length in zip(input.strides, input.shape, strict=True) if length > 1]
+    ordered = 0 not in strides and all(a > b for a, b in pairwise(strides))
+    return input if ordered else np.ascontiguousarray(input)
 
 
 def merge(parts: Any, axis: Any = None, keepdims: bool = True) -> Any:
