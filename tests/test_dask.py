@@ -76,14 +76,14 @@ def calls(monkeypatch):
 
 
 def whole_samples(shape, axis, rng):
-    """Random chunks of whole samples, also along the channels."""
-    batch = 1 if axis % len(shape) == 0 else 0
+    """Random chunks of whole samples; also along the channels, if these come next to the batch."""
+    cut = (0, 1) if axis in (0, 1) else (0,)
 
     def sizes(length):
         places = np.sort(rng.integers(0, length + 1, rng.integers(0, 5)))
         return tuple(np.diff([0, *places, length]).tolist())
 
-    return tuple(sizes(n) if k in (batch, axis % len(shape)) else (n,) for k, n in enumerate(shape))
+    return tuple(sizes(n) if k in cut else (n,) for k, n in enumerate(shape))
 
 
 def both(batch, chunks, axis=1, **options):
@@ -238,10 +238,11 @@ def test_batches_without_elements_and_of_one_are_as_the_operators_say(shape, rep
     x = da.from_array(values, chunks=2)
     lazy = bnbp.dask.batch_norm_training(x, reproducible=reproducible)
     vectors = None, None, np.ones(3), np.ones(3)
-    with np.errstate(all="ignore"):
-        assert same_bits(dask.compute(*lazy), bnbp.batch_norm_training(values))
     back = bnbp.dask.batch_norm_training_backprop(x, *vectors, delta, reproducible=reproducible)
-    assert same_bits(dask.compute(*back), bnbp.batch_norm_training_backprop(values, *vectors, delta))
+    expected = *bnbp.batch_norm_training(values), *bnbp.batch_norm_training_backprop(values, *vectors, delta)
+    for actual, own in zip(dask.compute(*lazy, *back), expected, strict=True):
+        np.testing.assert_array_equal(actual, own)
+        assert actual.shape == own.shape
 
 
 # ---------------------------------------------------------------- the same bits
@@ -450,7 +451,6 @@ WRONG = [
     ("training_backprop", {"normalized_delta": np.ones((4, 3, 2))}),
     ("training_backprop", {"output_mask": (True, False)}),
     ("training_backprop", {"activation": "relu", "addend": True}),
-    ("training_backprop", {"addend": 3}),
     ("inference", {"variance": np.ones(4, np.float32)}),
     ("inference_backprop", {"normalized": np.ones((1, 3, 2), np.float32), "activation": "relu"}),
 ]

@@ -84,9 +84,13 @@ def batch_norm_training(
     the second one. That is right for an `input` that fits in memory and takes long to compute.
 
     A sample is an index of the batch axis: axis 0, or 1 if the channels are on axis 0. With `reproducible`, each sample
-    of a chunk is summed in an order of its own, and the samples' sums are collected exactly. Chunks along the channels
-    change no bits either. Chunks that divide samples keep the promised accuracy, but not the bits. Without
-    `reproducible` the same chunks give the same bits on any scheduler.
+    is summed in an order that its shape alone decides, and the samples' sums are collected exactly: see
+    :mod:`bnbp.exact`. Chunks along the channels change no bits either if the channels are on axis 0 or 1. Channels-last
+    they do, because samples are then summed across the channels of a chunk. Chunks that divide samples keep the promised
+    accuracy, but not the bits. Without `reproducible`, the same chunks give the same bits on any scheduler.
+
+    A chunk whose axes are in another order in memory than in its shape, such as one of a transposed array, is copied for
+    the sums if `reproducible`. Pass ``channel_axis=-1`` rather than a transposed array.
 
     Tasks must give the same values each time they run, as Dask expects of all tasks.
 
