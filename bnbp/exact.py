@@ -19,7 +19,7 @@ all parts must be in the same order in memory, because the order within a sample
 import operator
 import struct
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -252,11 +252,15 @@ def batch_norm_training_statistics(
     """
     (array,) = boundary.arrays_of(("input",), [input])
     _check_statistics(array, 0.0, channel_axis, None, None, (False, False), None, num_threads)
+    options = _Options(0.0, channel_axis, None, None, num_threads)
+    if not options.are_plain():
+        options = options.plain()
+        _check_statistics(array, *options[:4], (False, False), None, options.num_threads)
 
     def add(arrays: list[Array], rows: Array) -> None:
-        _add_statistics(*arrays, 0.0, channel_axis, None, None, None, None, num_threads, rows)
+        _add_statistics(*arrays, *options[:4], None, None, options.num_threads, rows)
 
-    return _collect(ExactStatistics, add, [array], (), channel_axis)
+    return _collect(ExactStatistics, add, [array], options.channel_axis)
 
 
 def batch_norm_training_backprop_reduce(
@@ -305,27 +309,58 @@ num_threads
     values = [input, mean, normalized_delta, gamma, beta, variance, normalized]
     x, mean, dy, gamma, beta, variance, y = boundary.arrays_of(names, values)
     vectors = (gamma, beta, variance)
-    options = (epsilon, channel_axis, activation, addend)
-    _check_reduce(x, mean, dy, *vectors, y, *options, (False, False), None, num_threads)
+    options = _Options(epsilon, channel_axis, activation, addend, num_threads)
+    _check_reduce(x, mean, dy, *vectors, y, *options[:4], (False, False), None, num_threads)
+    if not options.are_plain():
+        options = options.plain()
+        _check_reduce(x, mean, dy, *vectors, y, *options[:4], (False, False), None, options.num_threads)
 
     def add(arrays: list[Array], rows: Array) -> None:
         x, dy, *rest = arrays
-        _add_reduce(x, mean, dy, *vectors, rest[0] if rest else None, *options, None, None, num_threads, rows)
+        y = rest[0] if rest else None
+        _add_reduce(x, mean, dy, *vectors, y, *options[:4], None, None, options.num_threads, rows)
 
-    return _collect(ExactSums, add, [x, dy], () if y is None else (y,), channel_axis)
+    return _collect(ExactSums, add, [x, dy] if y is None else [x, dy, y], options.channel_axis)
+
+
+class _Options(NamedTuple):
+    """What is passed on as it is, part by part. An object of somebody's would run code of theirs in between."""
+
+    epsilon: Any
+    channel_axis: Any
+    activation: Any
+    addend: Any
+    num_threads: Any
+
+    def are_plain(self) -> bool:
+        return (
+            type(self.epsilon) is float
+            and type(self.channel_axis) is int
+            and type(self.activation) in (type(None), str)
+            and type(self.addend) in (type(None), bool)
+            and type(self.num_threads) in (type(None), int)
+        )
+
+    def plain(self) -> "_Options":
+        """The same as Python's own objects, of options that are acceptable."""
+        return _Options(
+            float(self.epsilon),
+            operator.index(self.channel_axis),
+            None if self.activation is None else "relu6" if str.__eq__(self.activation, "relu6") else "relu",
+            bool(operator.index(self.addend or False)),
+            None if self.num_threads is None else operator.index(self.num_threads),
+        )
 
 
 def _collect(
     kind: type[Kind],
     add: Callable[[list[Array], Array], None],
     tensors: list[Array],
-    more: tuple[Array, ...],
     channel_axis: int,
 ) -> Kind:
     """Sum up the samples, as many at a time as the kernels take at once; the arguments are checked."""
-    tensors = [*tensors, *more]
     input = tensors[0]
-    axis = operator.index(channel_axis) % input.ndim
+    axis = channel_axis % input.ndim
     batch = 1 if axis == 0 else 0
     channels, samples = input.shape[axis], input.shape[batch]
     row = kind is ExactStatistics, input.dtype == np.float64

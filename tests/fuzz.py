@@ -694,7 +694,11 @@ def run_operator(rng):
     out = kwargs.get("out")
     out = [out] if is_array(out) else entries_of(out)
     memory.snapshot()
-    results = attempt(getattr(bnbp, name), kwargs, clean)
+    function = getattr(bnbp, name)
+    # What has 2^40 samples is summed up sample by sample, for days.
+    if hasattr(bnbp.exact, name) and rng.random() < 0.5 and not any(is_array(v) and v.size > 2**40 for v in inputs):
+        function = rounded(getattr(bnbp.exact, name))
+    results = attempt(function, kwargs, clean)
     if results is None:
         memory.check([], [])
         return False
@@ -706,6 +710,11 @@ def run_operator(rng):
     if expected is not None and not memory.sabotaged:
         compare(name, results, expected[0], given)
     return True
+
+
+def rounded(function):
+    """The numbers that a function of `bnbp.exact` gives."""
+    return lambda *args, **kwargs: function(*args, **kwargs).round()
 
 
 def attempt(function, kwargs, clean, args=()):

@@ -15,10 +15,10 @@ WORKER = Path(__file__).with_name("sync_worker.py")
 
 # PyTorch takes seconds to import: what needs as many processes shares them.
 SCENARIOS = {
-    1: ["gradients"],
-    2: ["gradients", "collectives", "ddp", "other_addends", "too_small", "compiled"],
-    3: ["gradients", "group", "ddp", "other_addends", "twice", "partly", "average"],
-    4: ["gradients"],
+    1: ["gradients", "spread"],
+    2: ["gradients", "spread", "collectives", "ddp", "other_addends", "too_small", "compiled"],
+    3: ["gradients", "spread", "group", "ddp", "other_addends", "twice", "partly", "average"],
+    4: ["gradients", "spread"],
 }
 
 

@@ -113,6 +113,13 @@ cdef extern from "bnbp/detail/call.hpp" namespace "bnbp::detail" nogil:
         void run(const bnbp_kernels* kernels, int num_threads) except +raise_python
 
 
+cdef extern from "exact.h" namespace "bnbp::exact" nogil:
+    cppclass Row:
+        Py_ssize_t size()
+
+    Row row_of(bint statistics, bint wide)
+
+
 cdef extern from "arrays.h":
     int import_numpy() except -1
     bint is_array(PyObject* value) noexcept
@@ -215,6 +222,8 @@ cdef object call(object self, PyObject** arguments, Py_ssize_t count):
         if operands.arrays[k] is not NULL:
             describe(operands, operands.inputs[k], operands.arrays[k])
     call.check_inputs(operands.inputs, inputs)
+    if op.exact and not has_room(digits, call, operands.arrays[0], inputs == 1):
+        raise ValueError("input: expected an array that stays as it is, got one that has changed meanwhile")
 
     hold_outputs(operands, <object> rest[5], outputs)
     for k in range(outputs):
@@ -234,6 +243,12 @@ cdef object call(object self, PyObject** arguments, Py_ssize_t count):
         call.check_outputs(operands.outputs, outputs)
         call.run(table, threads)
     return result_of(op, call, operands, outputs)
+
+
+cdef bint has_room(const int64_t[:, ::1]& digits, const Call& call, PyObject* input, bint statistics):
+    """Whether there is a row of digits for each channel. Somebody else's code may have run since they were made."""
+    cdef bint wide = bytes_of(input) == 8 * size_of(input)
+    return digits.shape[0] == call.channels() and digits.shape[1] == row_of(statistics, wide).size()
 
 
 cdef object new_result(const Call& call, Py_ssize_t k, PyObject* input):

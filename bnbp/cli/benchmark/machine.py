@@ -45,9 +45,9 @@ def cache_limit() -> int:
 
 
 def openmp_runtimes() -> list[str] | None:
-    """The OpenMP libraries in this process; None without threadpoolctl. Each has threads of its own."""
+    """The OpenMP libraries in this process, by name; None without threadpoolctl. Each has threads of its own."""
     try:
         threadpoolctl: Any = importlib.import_module("threadpoolctl")
     except ModuleNotFoundError:
         return None
-    return sorted(lib["filepath"] for lib in threadpoolctl.threadpool_info() if lib["user_api"] == "openmp")
+    return sorted(Path(lib["filepath"]).name for lib in threadpoolctl.threadpool_info() if lib["user_api"] == "openmp")
