@@ -127,12 +127,13 @@ def test_results_are_those_of_the_whole_batch(shape, axis, chunks, types, reprod
     inverse = 1 / np.sqrt(variance + 1e-5)
     spread = abs(x - mean) * inverse
     sums = abs(delta).sum(others), (abs(delta) * spread).sum(others)
-    of_element = abs(delta) + (sums[0].reshape(along) + spread * sums[1].reshape(along)) * len(delta.flat) ** -1
+    count = math.prod(shape) // shape[axis]
+    of_element = abs(delta) + (sums[0].reshape(along) + spread * sums[1].reshape(along)) / count
     scales = (
-        abs(gamma).reshape(along) * (spread + abs(x) * inverse * (dtype == parameters) * 0 + 1) + abs(beta.reshape(along)),
+        abs(gamma).reshape(along) * (spread + 1) + abs(beta).reshape(along),
         abs(x).mean(others),
         forward.batch_variance + abs(x).mean(others),
-        4 * abs(gamma).reshape(along) * inverse * (of_element + sums[0].max() / x.size * shape[axis]),
+        abs(gamma).reshape(along) * inverse * of_element,
         sums[1],
         sums[0],
     )
@@ -257,7 +258,7 @@ def test_bits_do_not_depend_on_how_whole_samples_are_chunked(shape, axis, dtype)
     x = batch.input
     vectors = batch.gamma, batch.beta
     seen, plain = set(), set()
-    for k in range(60):
+    for k in range(20):
         chunks = whole_samples(shape, axis, rng)
         for reproducible, found in ((True, seen), (False, plain))[: 2 if k < 8 else 1]:
             lazy = (da.from_array(each, chunks=chunks) for each in (x, batch.normalized_delta))
@@ -402,7 +403,7 @@ def test_chunks_of_unknown_size_along_the_batch():
     other = da.from_array(batch.normalized_delta, chunks=(4, 2, 4))[da.from_array(keep, chunks=4)]
     with pytest.raises(ValueError, match=r"^normalized_delta: expected 4 chunks along axis 0, as input has"):
         bnbp.dask.batch_norm_training_backprop(x, *batch[1:5], other)
-    with pytest.raises(ValueError, match=r"^normalized_delta: expected a dask array, for the chunks of input are of unk"):
+    with pytest.raises(ValueError, match=r"^normalized_delta: expected a dask array with the chunks of input, which h"):
         bnbp.dask.batch_norm_training_backprop(x, *batch[1:5], known.normalized_delta)
     wrong = da.from_array(batch.normalized_delta, chunks=(5, 2, 4))[~chosen]
     with pytest.raises(ValueError, match=r"^normalized_delta: expected shape"):  # when its sizes are known

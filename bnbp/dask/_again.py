@@ -1,17 +1,17 @@
 """Load the chunks of an array again.
 
-An operator on a whole batch goes through it twice: once for its sums, and once more with them. If both passes took their
-chunks from the same tasks, Dask would keep every chunk of the first one in memory for the second one. So each pass has
-tasks of its own. They are copies under other names, up to what is in memory anyway and what is small.
+An operator on a whole batch goes through it twice: once for its sums, and once more with them. If both passes took
+their chunks from the same tasks, Dask would keep every chunk of the first one in memory for the second one. So each
+pass has tasks of its own. They are copies under other names, up to what is in memory anyway and what is small.
 
-``dask.graph_manipulation.clone`` does the same, but up to what the caller names, and Dask 2026.8 has a mistake there: it
-does not rename what the tasks of a layer refer to (``clone(x.rechunk(2))`` cannot be computed).
+``dask.graph_manipulation.clone`` does the same, but up to what the caller names. In Dask 2026.8 it does not rename what
+the tasks of some layers refer to, and ``clone(x.rechunk(2))`` cannot be computed.
 """
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
-import dask.array as da
+import dask.array
 from dask._task_spec import DataNode, TaskRef, convert_legacy_graph
 from dask.base import clone_key
 from dask.blockwise import Blockwise
@@ -22,7 +22,7 @@ __all__ = ["WHOLE", "again"]
 #: How the names of layers begin that hold sums of a whole batch. They are small, and what they took is not repeated.
 WHOLE = "bnbp-whole"
 
-Layers = Mapping[str, Any]
+da: Any = dask.array  # whose functions have no type hints
 
 
 def again(first: Sequence[Any], others: Sequence[Any], seed: Hashable) -> list[Any]:
@@ -76,7 +76,9 @@ def _is_data(name: str, graph: Any) -> bool:
 
 def _copies(names: set[str], graph: Any, seed: Hashable) -> HighLevelGraph:
     """The graph with copies of some of its layers, which refer to each other instead of to what they are copies of."""
-    keys = {key for name in names for key in graph.layers[name].get_output_keys()}
+    all_layers: Any = graph.layers
+    keys = {key for name in names for key in all_layers[name].get_output_keys()}
+    # A layer may have keys of other names than its own, which it needs to compute its output.
     renamed = {key: clone_key(key, seed) for name in names for key in _keys_of(graph.layers[name])}
     layers, dependencies = dict(graph.layers), dict(graph.dependencies)
     for name in names:

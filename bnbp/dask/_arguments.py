@@ -3,7 +3,7 @@
 import math
 from typing import Any, NamedTuple
 
-import dask.array as da
+import dask.array
 import numpy as np
 
 import bnbp
@@ -12,6 +12,8 @@ __all__ = ["Arguments", "arguments"]
 
 #: The operands with a value for each element. The others have a value for each channel.
 TENSORS = ("input", "normalized_delta", "addend", "normalized")
+
+da: Any = dask.array  # whose functions have no type hints
 
 Chunks = tuple[tuple[float, ...], ...]
 
@@ -81,21 +83,20 @@ def _check(op: str, stand_ins: dict[str, Any], options: dict[str, Any]) -> None:
             raise
 
 
-def _parameter_type(stand_ins: dict[str, Any], shape: tuple[int, ...], axis: int) -> np.dtype[Any]:
+def _parameter_type(stand_ins: dict[str, Any], shape: tuple[int, ...], axis: int) -> Any:
     """The type that the operator itself gives to a result with a value for each channel."""
     nothing = np.empty([length if k == axis else 0 for k, length in enumerate(shape)], stand_ins["input"].dtype)
     vectors = {name: value for name, value in stand_ins.items() if name not in TENSORS}
     if "mean" not in vectors:
         return bnbp.batch_norm_training(nothing, **vectors, channel_axis=axis).batch_mean.dtype
-    return bnbp.batch_norm_inference_backprop(
-        nothing, **vectors, normalized_delta=nothing, channel_axis=axis
-    ).gamma_delta.dtype
+    result = bnbp.batch_norm_inference_backprop(nothing, **vectors, normalized_delta=nothing, channel_axis=axis)
+    return result.gamma_delta.dtype
 
 
 def _axis_of(channel_axis: Any, rank: int) -> int | None:
     """The axis of the channels; None if the operator will refuse it."""
     try:
-        return range(rank)[channel_axis]
+        return int(range(rank)[channel_axis])
     except (TypeError, IndexError):
         return None
 
@@ -131,9 +132,10 @@ def _stand_in(name: str, value: Any, x: Any, shape: tuple[int, ...], axis: int |
 def _tensor(name: str, value: Any, x: Any) -> Any:
     """A tensor with the chunks of `input`."""
     if not isinstance(value, da.Array):
-        unknown = any(math.isnan(size) and len(sizes) > 1 for sizes in x.chunks for size in sizes)
-        if unknown:
-            raise ValueError(f"{name}: expected a dask array, for the chunks of input are of unknown size, got an array")
+        if any(math.isnan(size) and len(sizes) > 1 for sizes in x.chunks for size in sizes):
+            raise ValueError(
+                f"{name}: expected a dask array with the chunks of input, which have unknown sizes, got an array"
+            )
         value = da.from_array(value, chunks=[s[0] if len(s) == 1 else s for s in _known(x.chunks, value.shape)])
     new = {}
     for k, (own, wanted) in enumerate(zip(value.chunks, x.chunks, strict=True)):

@@ -148,7 +148,8 @@ def batch_vector(statistics: Any, *, k: int, epsilon: float, parameter_type: Any
     """Mean or variance of the batch."""
     if statistics is None:
         return np.empty(0, parameter_type)
-    return as_operands(statistics, None, None, epsilon, parameter_type)[k]
+    mean, variance, _ = as_operands(statistics, None, None, epsilon, parameter_type)
+    return (mean, variance)[k]
 
 
 def normalize_batch(
@@ -213,7 +214,8 @@ def deltas(
     mask = ["input_delta" in names, False, False, *(["addend_delta" in names] if addend else [])]
     options |= {"normalized": normalized, "addend": addend, "output_mask": mask, "channel_axis": axis}
     if training:
-        result: Any = bnbp.batch_norm_training_backprop_apply(*tensors, *sums.values, sums.count, **options)
+        apply: Any = bnbp.batch_norm_training_backprop_apply
+        result = apply(*tensors, *sums.values, sums.count, **options)
     else:
         result = bnbp.batch_norm_inference_backprop(*tensors, **options)
     named = tuple(getattr(result, name) for name in names)
@@ -237,11 +239,7 @@ def parameter_deltas(
     if sums is None:
         return np.empty(0, next(each for each in (gamma, beta, mean) if each is not None).dtype)
     nothing = np.empty([sums.values[0].size if k == axis else 0 for k in range(rank)], element_type)
-    mask = [False, which == "gamma_delta", which == "beta_delta"]
-    result = bnbp.batch_norm_training_backprop_apply(
-        *(nothing, gamma, beta, mean, variance, nothing, *sums.values, sums.count),
-        output_mask=mask,
-        channel_axis=axis,
-        **options,
-    )
+    options |= {"output_mask": [False, which == "gamma_delta", which == "beta_delta"], "channel_axis": axis}
+    apply: Any = bnbp.batch_norm_training_backprop_apply
+    result = apply(nothing, gamma, beta, mean, variance, nothing, *sums.values, sums.count, **options)
     return getattr(result, which)  # type: ignore[no-any-return]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import dask.array as da
+import dask.array
 import numpy as np
 from dask.base import tokenize
 
@@ -25,6 +25,8 @@ __all__ = [
 ]
 
 Activation = Literal["relu", "relu6"]
+
+da: Any = dask.array  # whose functions have no type hints
 GradientResult = BatchNormTrainingBackpropResult | BatchNormTrainingBackpropAddendResult
 
 
@@ -85,12 +87,12 @@ def batch_norm_training(
 
     A sample is an index of the batch axis: axis 0, or 1 if the channels are on axis 0. With `reproducible`, each sample
     is summed in an order that its shape alone decides, and the samples' sums are collected exactly: see
-    :mod:`bnbp.exact`. Chunks along the channels change no bits either if the channels are on axis 0 or 1. Channels-last
-    they do, because samples are then summed across the channels of a chunk. Chunks that divide samples keep the promised
+    :mod:`bnbp.exact`. Chunks along the channels change no bits either if the channels are on axis 0 or 1. If axes lie
+    between the batch and the channels, as in channels-last, they do. Chunks that divide samples keep the promised
     accuracy, but not the bits. Without `reproducible`, the same chunks give the same bits on any scheduler.
 
-    A chunk whose axes are in another order in memory than in its shape, such as one of a transposed array, is copied for
-    the sums if `reproducible`. Pass ``channel_axis=-1`` rather than a transposed array.
+    With `reproducible`, a chunk whose axes are in another order in memory than in its shape, such as one of a
+    transposed array, is copied for the sums. Pass ``channel_axis=-1`` rather than a transposed array.
 
     Tasks must give the same values each time they run, as Dask expects of all tasks.
 
@@ -105,23 +107,22 @@ def batch_norm_training(
     array([10., 13.])
     """
     given = {"input": input, "gamma": gamma, "beta": beta, "addend": addend}
-    options = {"activation": activation, "num_threads": num_threads}
+    options: dict[str, Any] = {"activation": activation, "num_threads": num_threads}
     args = arguments("training", given, epsilon, channel_axis, **options)
     x, gamma, beta, addend = args.operands.values()
     passes = _Passes(args, recompute)
     (first,) = passes.again("statistics", [x])
     whole = _reduce(
-        *(args, blocks.statistics, first),
-        **{"axis": args.axis, "reproducible": bool(reproducible), "num_threads": num_threads},
+        args, blocks.statistics, first, axis=args.axis, reproducible=bool(reproducible), num_threads=num_threads
     )
     second, addend = passes.again("normalize", [x], [addend])
-    rounded = {"epsilon": float(epsilon), "parameter_type": args.dtype}
-    normalized = _elements(
-        *(args, "bnbp-normalized", blocks.normalize_batch, second, whole, gamma, beta, addend),
-        **{"axis": args.axis, **rounded, **options},
-    )
+    options |= {"epsilon": float(epsilon), "parameter_type": args.dtype, "axis": args.axis}
+    operands = second, whole, gamma, beta, addend
+    normalized = _elements(args, "bnbp-normalized", blocks.normalize_batch, *operands, **options)
     mean, variance = (
-        _channels(args, f"bnbp-{name}", blocks.batch_vector, whole, k=k, **rounded)
+        _channels(
+            args, f"bnbp-{name}", blocks.batch_vector, whole, k=k, epsilon=float(epsilon), parameter_type=args.dtype
+        )
         for k, name in enumerate(("batch_mean", "batch_variance"))
     )
     return BatchNormTrainingResult(normalized, mean, variance)
@@ -199,8 +200,16 @@ def batch_norm_training_backprop(
         **{"normalized_delta": normalized_delta, "normalized": normalized},
     }
     return _backprop(
-        *("training_backprop", given, epsilon, channel_axis, activation, addend),
-        *(output_mask, reproducible, recompute, num_threads),
+        "training_backprop",
+        given,
+        epsilon,
+        channel_axis,
+        activation,
+        addend,
+        output_mask,
+        reproducible,
+        recompute,
+        num_threads,
     )
 
 
@@ -252,12 +261,10 @@ def batch_norm_inference(
     array([-1.,  1.])
     """
     given = {"input": input, "gamma": gamma, "beta": beta, "mean": mean, "variance": variance, "addend": addend}
-    options = {"activation": activation, "num_threads": num_threads}
+    options: dict[str, Any] = {"activation": activation, "num_threads": num_threads}
     args = arguments("inference", given, epsilon, channel_axis, **options)
-    return _elements(
-        *(args, "bnbp-normalized", blocks.normalize, *args.operands.values()),
-        **{"axis": args.axis, "epsilon": float(epsilon), **options},
-    )
+    options |= {"epsilon": float(epsilon), "axis": args.axis}
+    return _elements(args, "bnbp-normalized", blocks.normalize, *args.operands.values(), **options)
 
 
 def batch_norm_inference_backprop(
@@ -311,8 +318,16 @@ def batch_norm_inference_backprop(
         **{"normalized_delta": normalized_delta, "normalized": normalized},
     }
     return _backprop(
-        *("inference_backprop", given, epsilon, channel_axis, activation, addend),
-        *(output_mask, reproducible, False, num_threads),  # there is one pass
+        "inference_backprop",
+        given,
+        epsilon,
+        channel_axis,
+        activation,
+        addend,
+        output_mask,
+        reproducible,
+        False,  # there is one pass
+        num_threads,
     )
 
 
@@ -331,44 +346,39 @@ def _backprop(
     recompute: bool,
     num_threads: int | None,
 ) -> GradientResult:
-    options = {"activation": activation, "addend": addend, "num_threads": num_threads}
+    options: dict[str, Any] = {"activation": activation, "addend": addend, "num_threads": num_threads}
     args = arguments(op, given, epsilon, channel_axis, **options, output_mask=output_mask)
     x, gamma, beta, mean, variance, delta, normalized = args.operands.values()
-    result = BatchNormTrainingBackpropAddendResult if addend else BatchNormTrainingBackpropResult
+    result: Any = BatchNormTrainingBackpropAddendResult if addend else BatchNormTrainingBackpropResult
     mask = output_mask or [True] * len(result._fields)
     wanted = [name for name, wants in zip(result._fields, mask, strict=True) if wants]
-    options = {"epsilon": float(epsilon), "activation": activation, "addend": bool(addend), "num_threads": num_threads}
-    training = op == "training_backprop"
+    options |= {"epsilon": float(epsilon), "addend": bool(addend), "axis": args.axis}
+    lazy: dict[str, Any] = {}
 
     passes = _Passes(args, recompute)
     (first,) = passes.again("sums", [x])
     masked = [gamma, beta, variance, normalized] if activation else [None] * 4
-    whole = _reduce(
-        *(args, blocks.sums, first, mean, delta, *masked),
-        **{"axis": args.axis, "reproducible": bool(reproducible), **options},
-    )
-    vectors = {
-        name: _channels(
-            *(args, f"bnbp-{name}", blocks.parameter_deltas, whole, gamma, beta, mean, variance),
-            **{"which": name, "rank": x.ndim, "element_type": x.dtype, "axis": args.axis, "epsilon": float(epsilon)},
-        )
-        for name in ("gamma_delta", "beta_delta")
-    }
+    operands = first, mean, delta, *masked
+    whole = _reduce(args, blocks.sums, *operands, reproducible=bool(reproducible), **options)
+    for name in wanted:
+        if name in ("gamma_delta", "beta_delta"):
+            how = {"which": name, "rank": x.ndim, "element_type": x.dtype, "axis": args.axis, "epsilon": float(epsilon)}
+            operands = whole, gamma, beta, mean, variance
+            lazy[name] = _channels(args, f"bnbp-{name}", blocks.parameter_deltas, *operands, **how)
 
-    second, delta, normalized = passes.again("deltas", [x, delta, normalized])
     names = tuple(name for name in ("input_delta", "addend_delta") if name in wanted)
-    tensors: dict[str, Any] = {}
     if names:
-        both = _elements(
-            *(args, f"bnbp-{names[0] if len(names) == 1 else 'deltas'}", blocks.deltas),
-            *(second, gamma, beta, mean, variance, delta, normalized, *([whole] if training else [])),
-            **{"axis": args.axis, "names": names, "training": training, **options},
-        )
-        tensors = {names[0]: both}
-        if len(names) == 2:
-            tensors = {name: _elements(args, f"bnbp-{name}", blocks.field, both, k=k) for k, name in enumerate(names)}
-    tensors |= {name: vector for name, vector in vectors.items() if name in wanted}
-    return result(**{name: tensors.get(name) for name in result._fields})  # type: ignore[return-value]
+        second, delta, normalized = passes.again("deltas", [x, delta, normalized])
+        training = op == "training_backprop"
+        options |= {"names": names, "training": training}
+        operands = second, gamma, beta, mean, variance, delta, normalized, *([whole] if training else [])
+        token = f"bnbp-{names[0]}" if len(names) == 1 else "bnbp-deltas"
+        both = _elements(args, token, blocks.deltas, *operands, **options)
+        if len(names) == 1:
+            lazy[names[0]] = both
+        else:  # a chunk of both is a pair
+            lazy |= {name: _elements(args, f"bnbp-{name}", blocks.field, both, k=k) for k, name in enumerate(names)}
+    return result(**{name: lazy.get(name) for name in result._fields})  # type: ignore[no-any-return]
 
 
 class _Passes:
@@ -399,7 +409,9 @@ def _reduce(args: Arguments, function: Any, x: Any, *operands: Any, **options: A
 
 def _elements(args: Arguments, token: str, function: Any, x: Any, *operands: Any, **options: Any) -> Any:
     """A result with a value for each element."""
-    return _blockwise(tuple(range(x.ndim)), args, token, args.operands["input"].dtype, function, x, *operands, **options)
+    return _blockwise(
+        tuple(range(x.ndim)), args, token, args.operands["input"].dtype, function, x, *operands, **options
+    )
 
 
 def _channels(args: Arguments, token: str, function: Any, *operands: Any, **options: Any) -> Any:
