@@ -545,7 +545,7 @@ class Sink:
         pass
 
 
-@pytest.mark.parametrize("step", ["forward", "backward", "both", "deep"])
+@pytest.mark.parametrize("step", ["forward", "backward", "both", "addend", "inference", "deep"])
 @pytest.mark.parametrize("kind", ["blocks", "delayed", "rechunked"])
 def test_no_more_than_a_few_chunks_are_in_memory(kind, step):
     source, deltas = Source(), Source()
@@ -554,16 +554,21 @@ def test_no_more_than_a_few_chunks_are_in_memory(kind, step):
     backward = bnbp.dask.batch_norm_training_backprop(x, None, None, *forward[1:], delta - forward.normalized)
     if step == "backward":
         backward = bnbp.dask.batch_norm_training_backprop(x, None, None, np.zeros(3), np.ones(3), delta)
+    fused = {"activation": "relu", "addend": True, "normalized": x}
+    addend = bnbp.dask.batch_norm_training_backprop(x, None, None, *forward[1:], delta, **fused)
+    inference = bnbp.dask.batch_norm_inference_backprop(x, None, None, np.zeros(3), np.ones(3), delta)
     deep = bnbp.dask.batch_norm_training(forward.normalized, activation="relu")
     wanted = {
         "forward": [forward.normalized],
         "backward": [backward.input_delta],
         "both": [forward.normalized, backward.input_delta],
+        "addend": [addend.input_delta, addend.addend_delta],
+        "inference": list(inference),
         "deep": [deep.normalized],
     }[step]
     with dask.config.set(scheduler="threads", num_workers=2):
         da.store(wanted, [Sink()] * len(wanted), lock=False)
-    assert source.made >= 48  # each chunk twice, or oftener
+    assert source.made >= (24 if step == "inference" else 48)  # each chunk twice, or oftener
     assert source.most <= 10
     assert deltas.most <= 10
 

@@ -78,23 +78,21 @@ def _copies(names: set[str], graph: Any, seed: Hashable) -> HighLevelGraph:
     """The graph with copies of some of its layers, which refer to each other instead of to what they are copies of."""
     all_layers: Any = graph.layers
     keys = {key for name in names for key in all_layers[name].get_output_keys()}
-    # A layer may have keys of other names than its own, which it needs to compute its output.
-    renamed = {key: clone_key(key, seed) for name in names for key in _keys_of(graph.layers[name])}
+    # Other layers than Blockwise may also have keys that nothing outside of them refers to.
+    inner = {key for name in names if not isinstance(all_layers[name], Blockwise) for key in all_layers[name]}
+    renamed = {key: clone_key(key, seed) for key in keys | inner}
+    known = graph.get_all_external_keys() | inner
     layers, dependencies = dict(graph.layers), dict(graph.dependencies)
     for name in names:
         layer, copy = graph.layers[name], clone_key(name, seed)
         if isinstance(layer, Blockwise):  # which stays one, so that Dask can fuse it with others
             layers[copy] = layer.clone(keys, seed)[0]
         else:
-            tasks = convert_legacy_graph(dict(layer), graph.get_all_external_keys() | set(layer))
+            tasks = convert_legacy_graph(dict(layer), known)
             copied = {renamed[key]: task.substitute(renamed, key=renamed[key]) for key, task in tasks.items()}
             layers[copy] = MaterializedLayer(copied, annotations=layer.annotations)
         dependencies[copy] = {clone_key(each, seed) if each in names else each for each in graph.dependencies[name]}
     return HighLevelGraph(layers, dependencies)
-
-
-def _keys_of(layer: Any) -> Any:
-    return layer.get_output_keys() if isinstance(layer, Blockwise) else layer.keys()
 
 
 def _renamed(x: Any, graph: HighLevelGraph, seed: Hashable) -> Any:

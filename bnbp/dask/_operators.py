@@ -83,7 +83,8 @@ def batch_norm_training(
     each chunk normalises it. So every chunk is needed twice. With `recompute`, the tasks that make it run twice: a
     chunk of a zarr array is read twice, and no more chunks are in memory than are worked on. What has been persisted is
     not computed again, and not copied. Without `recompute`, Dask keeps all the chunks of `input` from the first pass to
-    the second one. That is right for an `input` that fits in memory and takes long to compute.
+    the second one. That is right for an `input` that fits in memory and takes long to compute. In a chain of batch
+    norms, each computes all those before it again, but for their statistics: persist or store the results in between.
 
     A sample is an index of the batch axis: axis 0, or 1 if the channels are on axis 0. With `reproducible`, each sample
     is summed in an order that its shape alone decides, and the samples' sums are collected exactly: see
@@ -94,7 +95,7 @@ def batch_norm_training(
     With `reproducible`, a chunk whose axes are in another order in memory than in its shape, such as one of a
     transposed array, is copied for the sums. Pass ``channel_axis=-1`` rather than a transposed array.
 
-    Tasks must give the same values each time they run, as Dask expects of all tasks.
+    The tasks that make `input` must give the same values each time they run, as Dask expects of all tasks.
 
     Examples
     --------
