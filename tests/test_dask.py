@@ -2,27 +2,22 @@
 
 import doctest
 import math
-import subprocess
-import sys
 import threading
 import time
 import weakref
 
+import dask
+import dask.array as da
 import numpy as np
 import pytest
-from conftest import eps, make_batch, make_telling, same_bits
+from conftest import eps, make_batch, make_telling, python, same_bits
 from numpy.lib.stride_tricks import as_strided
 
-import bnbp
+import bnbp.dask
 from bnbp import reference
+from bnbp.dask import _again, _arguments, _blocks, _operators
 
 pytestmark = pytest.mark.cluster
-
-dask = pytest.importorskip("dask")
-da = pytest.importorskip("dask.array")
-
-import bnbp.dask  # noqa: E402
-from bnbp.dask import _again, _arguments, _blocks, _operators  # noqa: E402
 
 #: Shapes, channel axes and chunks: along each axis, of equal and other sizes, empty ones, single ones.
 CHUNKED = [
@@ -490,10 +485,23 @@ def test_what_is_no_dask_array_of_numpy_arrays_is_refused():
         bnbp.dask.batch_norm_training(x)
 
 
-def test_without_dask_the_error_says_what_to_install():
-    code = "import sys; sys.modules['dask'] = None\ntry: import bnbp.dask\nexcept ImportError as error: print(error)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "bnbp.dask needs Dask; run: pip install 'bnbp[dask]'"
+@pytest.mark.parametrize(
+    ("before", "message"),
+    [
+        ("sys.modules['dask'] = None", "bnbp.dask needs Dask; run: pip install 'bnbp[dask]'"),
+        (
+            "import importlib.metadata as m; m.version = lambda name: '2024.12.1'",
+            "bnbp.dask: expected Dask 2025.1 or later, got 2024.12.1",
+        ),
+        (
+            "dask.config.set({'array.query-planning': True})",
+            "bnbp.dask: expected arrays of task graphs; set Dask's array.query-planning to False",
+        ),
+    ],
+)
+def test_without_dask_or_with_an_old_one_the_error_says_what_to_install(before, message):
+    code = f"import dask, sys, bnbp; {before}\ntry: import bnbp.dask\nexcept ImportError as error: print(error)"
+    assert python(code) == message
 
 
 def test_examples_of_the_documentation_run():

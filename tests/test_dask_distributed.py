@@ -8,19 +8,17 @@ import sys
 import time
 from pathlib import Path
 
+import dask
+import dask.array as da
 import numpy as np
 import pytest
 from conftest import make_telling, same_bits
 
-import bnbp
+import bnbp.dask
 
 pytestmark = pytest.mark.cluster
 
-dask = pytest.importorskip("dask")
-da = pytest.importorskip("dask.array")
 distributed = pytest.importorskip("distributed")
-
-import bnbp.dask  # noqa: E402
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "larger_than_memory.py"
 

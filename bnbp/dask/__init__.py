@@ -13,12 +13,20 @@ The way of a call, a file for each step:
 - ``_again.py`` lets a second pass load the chunks again, which would otherwise all stay in memory.
 """
 
+from importlib.metadata import version as _version
+
 try:
-    import dask.array as _dask_array  # noqa: F401  (imported for the error below)
+    import dask.array as _dask_array
 except ModuleNotFoundError as _error:
     if _error.name not in ("dask", "dask.array", "tlz", "toolz"):
         raise
     raise ImportError("bnbp.dask needs Dask; run: pip install 'bnbp[dask]'") from None
+
+if tuple(map(int, _version("dask").split(".")[:2])) < (2025, 1):
+    raise ImportError(f"bnbp.dask: expected Dask 2025.1 or later, got {_version('dask')}")
+
+if _dask_array._array_expr_enabled():
+    raise ImportError("bnbp.dask: expected arrays of task graphs; set Dask's array.query-planning to False")
 
 from ._operators import (
     batch_norm_inference,

@@ -115,7 +115,7 @@ def _stand_in(name: str, value: Any, x: Any, shape: tuple[int, ...], axis: int |
     """An array of the same shape and type, but of a single element in memory."""
     if value is None or (name not in TENSORS and not isinstance(value, da.Array)):
         return value
-    like, taken = (x.shape, shape)
+    like, taken = x.shape, shape
     if name not in TENSORS and axis is not None:
         like, taken = (x.shape[axis],), (shape[axis],)
     lengths = list(value.shape)
@@ -136,7 +136,7 @@ def _tensor(name: str, value: Any, x: Any) -> Any:
             raise ValueError(
                 f"{name}: expected a dask array with the chunks of input, which have unknown sizes, got an array"
             )
-        value = da.from_array(value, chunks=[s[0] if len(s) == 1 else s for s in _known(x.chunks, value.shape)])
+        value = da.from_array(value, chunks=_known(x.chunks, value.shape))
     new = {}
     for k, (own, wanted) in enumerate(zip(value.chunks, x.chunks, strict=True)):
         if any(map(math.isnan, own + wanted)):

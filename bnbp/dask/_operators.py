@@ -351,7 +351,7 @@ def _backprop(
     args = arguments(op, given, epsilon, channel_axis, **options, output_mask=output_mask)
     x, gamma, beta, mean, variance, delta, normalized = args.operands.values()
     result: Any = BatchNormTrainingBackpropAddendResult if addend else BatchNormTrainingBackpropResult
-    mask = output_mask or [True] * len(result._fields)
+    mask = [True] * len(result._fields) if output_mask is None else output_mask
     wanted = [name for name, wants in zip(result._fields, mask, strict=True) if wants]
     options |= {"epsilon": float(epsilon), "addend": bool(addend), "axis": args.axis}
     lazy: dict[str, Any] = {}
@@ -398,7 +398,9 @@ def _reduce(args: Arguments, function: Any, x: Any, *operands: Any, **options: A
     """The sums of the whole batch: an array over the channels, with an object of sums for each of its chunks."""
     parts = _blockwise(tuple(range(x.ndim)), args, "bnbp-part", np.dtype(object), function, x, *operands, **options)
     return da.reduction(
-        *(parts, blocks.itself, blocks.whole),
+        parts,
+        blocks.itself,
+        blocks.whole,
         combine=blocks.merge,
         axis=tuple(k for k in range(x.ndim) if k != args.axis),
         dtype=object,
@@ -410,9 +412,8 @@ def _reduce(args: Arguments, function: Any, x: Any, *operands: Any, **options: A
 
 def _elements(args: Arguments, token: str, function: Any, x: Any, *operands: Any, **options: Any) -> Any:
     """A result with a value for each element."""
-    return _blockwise(
-        tuple(range(x.ndim)), args, token, args.operands["input"].dtype, function, x, *operands, **options
-    )
+    dtype = args.operands["input"].dtype
+    return _blockwise(tuple(range(x.ndim)), args, token, dtype, function, x, *operands, **options)
 
 
 def _channels(args: Arguments, token: str, function: Any, *operands: Any, **options: Any) -> Any:
