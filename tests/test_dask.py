@@ -272,16 +272,20 @@ def test_bits_do_not_depend_on_how_whole_samples_are_chunked(shape, axis, dtype)
 
 def test_bits_do_not_depend_on_how_chunks_lie_in_memory():
     batch = make_telling((12, 5, 40, 6))
-    last = np.moveaxis(batch.input, 1, -1).copy()  # channels last in memory, with the channels on axis 1 of a view
-    views = da.moveaxis(da.from_array(last, chunks=(4, 40, 6, 5)), -1, 1)
-    copies = da.from_array(batch.input, chunks=(3, 5, 40, 6))
-    mixed = da.concatenate([views[:4], copies[4:]])
+
+    def laid_out(array):
+        last = np.moveaxis(array, 1, -1).copy()  # channels last in memory, with the channels on axis 1 of a view
+        views = da.moveaxis(da.from_array(last, chunks=(4, 40, 6, 5)), -1, 1)
+        copies = da.from_array(array, chunks=(3, 5, 40, 6))
+        return views, copies, da.concatenate([views[:4], copies[4:]]), views.rechunk((1, 5, 40, 6))
+
     results = [
         dask.compute(
             *bnbp.dask.batch_norm_training(x)[1:],
-            *bnbp.dask.batch_norm_training_backprop(x, None, None, batch.mean, batch.variance, batch[5])[1:],
+            *bnbp.dask.batch_norm_training_backprop(x, None, None, batch.mean, batch.variance, delta)[1:],
         )
-        for x in (views, copies, mixed, views.rechunk((1, 5, 40, 6)))
+        for x in laid_out(batch.input)
+        for delta in laid_out(batch.normalized_delta)
     ]
     assert all(same_bits(results[0], others) for others in results[1:])
     wide = as_strided(np.arange(30.0), (4, 3, 5), (40, 8, 16))  # axes that share memory
