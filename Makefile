@@ -9,7 +9,7 @@ SOURCES := setup.py pyproject.toml $(wildcard $(addprefix bnbp/,*.pxd include/bn
 	engine/kernels/*.p* engine/kernels/*.h torch/*.h torch/*.cc))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-torch test-all test-parallel sanitize bench train-bench wheel wheel-check docs lint format clean
+.PHONY: help demo test test-torch test-jax test-clusters test-all test-parallel sanitize bench train-bench wheel wheel-check docs lint format clean
 .SECONDARY:
 
 # What `make sanitize` does: this many calls, of this seed.
@@ -31,7 +31,13 @@ test: $(VENV)/.test ## run every test that needs no framework
 test-torch: $(VENV)/.test $(VENV)/.torch ## run the tests of bnbp.torch, and those beside PyTorch
 	$(BIN)/pytest -m torch
 
-test-all: $(VENV)/.test $(VENV)/.torch ## all of them, also those that need TensorFlow and JAX, which you install into .venv
+test-jax: $(VENV)/.test $(VENV)/.jax ## run the tests of bnbp.jax, and those beside JAX
+	$(BIN)/pytest -m jax
+
+test-clusters: $(VENV)/.test $(VENV)/.clusters ## run the tests of bnbp.mpi and bnbp.dask
+	$(BIN)/pytest -m cluster
+
+test-all: $(VENV)/.test $(VENV)/.torch $(VENV)/.jax $(VENV)/.clusters ## all of them, also those that need TensorFlow, which you install into .venv
 	$(BIN)/pytest -m ""
 
 # The tests of what an operator computes, in parts and as a whole, and refuses. The others are of the arithmetic, which

@@ -154,13 +154,13 @@ torch = Extension(
 )
 
 # The last two are compiled for each level.
-MODULES = ("boundary", "pool", "kernels.kernels", "floor")
+MODULES = ("boundary", "pool", "exact", "kernels.kernels", "floor")
 
 # What memoryviews are made of, once for all modules and not 100 kB in each. Cython writes it, in C.
 shared = Extension(
     "bnbp.engine._cyutility", ["bnbp/engine/_cyutility.c"], define_macros=LIMITED_API, py_limited_api=bool(LIMITED_API)
 )
-core, pool, *generated, shared = cythonize(
+core, pool, exact, *generated, shared = cythonize(
     [*(extension(name, f"bnbp/engine/{name.replace('.', '/')}.pyx") for name in MODULES), shared],
     shared_utility_qualified_name=shared.name,
     compiler_directives={
@@ -177,7 +177,7 @@ for module in (core, pool):
     module.include_dirs.append(numpy.get_include())
 
 setup(
-    ext_modules=[shared, core, pool, torch, *(level for each in generated for level in levels_of(each))],
+    ext_modules=[shared, core, pool, exact, torch, *(level for each in generated for level in levels_of(each))],
     cmdclass={"build_ext": BuildExt},
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED_API else {},
 )

@@ -13,7 +13,7 @@ except ModuleNotFoundError as _error:
         "or leave the folder to import an installed bnbp."
     ) from None
 
-from . import reference
+from . import exact, reference
 from ._config import __version__, get_include, set_pool_limit, show_config
 from ._results import (
     BatchNormStatistics,
@@ -47,6 +47,7 @@ __all__ = [
     "batch_norm_training_backprop_apply",
     "batch_norm_training_backprop_reduce",
     "batch_norm_training_statistics",
+    "exact",
     "get_include",
     "merge_statistics",
     "reference",

@@ -97,6 +97,40 @@ def merge_statistics(*parts: Part | Iterable[Part]) -> BatchNormStatistics:
     return BatchNormStatistics(count, mean, total_m2)
 
 
+def as_operands(
+    whole: BatchNormStatistics, gamma: NDArray[Any] | None, beta: NDArray[Any] | None, epsilon: float, dtype: Any
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]:
+    """What `batch_norm_inference` takes to normalise a part of a batch with the statistics of the whole.
+
+    Mean and variance are rounded to the parameters' type. What the mean loses may be much beside a small variance, so
+    `beta` makes up for it.
+
+    Parameters
+    ----------
+    whole : BatchNormStatistics
+        The statistics of the whole batch.
+    gamma, beta : ndarray or None
+        Those of the operator, of type `dtype`.
+    epsilon : float
+        Likewise.
+    dtype : numpy.dtype
+        The type of the parameters.
+
+    Returns
+    -------
+    tuple
+        Mean and variance, shape (C,), of type `dtype`, and the beta to normalise with. Where there is an activation,
+        the operator's own beta is right: it then normalises with the statistics as they are returned.
+    """
+    with np.errstate(all="ignore"):
+        mean, variance = whole.mean.astype(dtype), whole.variance.astype(dtype)
+        if mean.dtype == np.float64:
+            return mean, variance, beta
+        rest = (whole.mean - mean) / np.sqrt(whole.variance + epsilon)
+        shifted = (0 if beta is None else beta) - (1 if gamma is None else gamma) * rest
+        return mean, variance, shifted.astype(dtype)
+
+
 def _is_part(value: object) -> bool:
     """Whether this is a tuple, and not one of tuples."""
     fields = _fields(value)

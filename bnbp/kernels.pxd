@@ -1,5 +1,7 @@
 """The C function table for Cython callers: plain structures, as bnbp/kernels.h declares them."""
 
+from libc.stdint cimport int64_t
+
 cdef extern from "bnbp/kernels.h" nogil:
     const int BNBP_KERNELS_ABI
     const char *BNBP_KERNELS_CAPSULE
@@ -59,6 +61,8 @@ cdef extern from "bnbp/kernels.h" nogil:
         void *statistics_m2
         void *reduced_delta
         void *reduced_product
+        Py_ssize_t samples
+        int64_t *exact
 
     ctypedef bnbp_status (*bnbp_kernel)(const bnbp_arguments *arguments) noexcept nogil
 

@@ -19,8 +19,9 @@ from hypothesis import settings
 import bnbp
 from bnbp.engine import boundary
 
-# What they import at their beginning; without PyTorch, `-m torch` finds no test then, and fails.
-collect_ignore_glob = [] if find_spec("torch") else ["test_torch_*.py"]
+# What these import at their beginning. Without PyTorch, `-m torch` finds no test then, and fails; likewise the others.
+NEEDS = {"test_torch_*.py": ["torch"], "test_jax_*.py": ["jax"], "test_mpi*.py": ["mpi4py"], "test_dask*.py": ["dask"]}
+collect_ignore_glob = [files for files, modules in NEEDS.items() if not all(map(find_spec, modules))]
 
 settings.register_profile("bnbp", deadline=None)  # no test asserts a time
 settings.load_profile("bnbp")

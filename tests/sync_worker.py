@@ -93,8 +93,34 @@ def one_case(rank, world, dtype, activation, with_addend, last):
     return results
 
 
+def spread(rank, world):
+    """The bits of everything, put together in the order of the samples."""
+    digest = hashlib.sha256()
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        for activation, with_addend, last in ((None, False, False), ("relu", False, True), ("relu6", True, False)):
+            x, addend, delta, weight, bias = batch(dtype)
+            part = shard(rank, world)
+            own = [tensor[part].clone() for tensor in (x, addend)]
+            own = [(t.to(memory_format=torch.channels_last) if last else t).requires_grad_() for t in own]
+            ours = layer(bnbp.torch.SyncBatchNorm(CHANNELS, activation=activation), weight, bias)
+            y = ours(own[0], own[1] if with_addend else None)
+            y.backward(delta[part])
+            results = [y, own[0].grad, *([own[1].grad] if with_addend else [])]
+            for result in results:
+                parts = [None] * world
+                distributed.all_gather_object(parts, result.detach().double().contiguous())
+                digest.update(torch.cat(parts).numpy().tobytes())
+            for buffer in (ours.running_mean, ours.running_var):
+                digest.update(buffer.double().numpy().tobytes())
+    return {"digest": digest.hexdigest()}
+
+
 def collectives(rank, world):
     """How many numbers each collective moves: forward and backward."""
+    return {"plain": moved(rank, world, False), "exact": moved(rank, world, True)}
+
+
+def moved(rank, world, reproducible):
     moved, gather = [], distributed.all_gather
 
     def counting(parts, part, group=None):
@@ -103,11 +129,12 @@ def collectives(rank, world):
 
     distributed.all_gather = counting
     x, _, delta, weight, bias = batch()
-    module = layer(bnbp.torch.SyncBatchNorm(CHANNELS, activation="relu"), weight, bias)
+    module = bnbp.torch.SyncBatchNorm(CHANNELS, activation="relu", reproducible=reproducible)
+    module = layer(module, weight, bias)
     module(x[shard(rank, world)].requires_grad_()).backward(delta[shard(rank, world)])
     module.eval()(x)
     distributed.all_gather = gather
-    return {"moved": moved}
+    return moved
 
 
 def group(rank, world):

@@ -31,7 +31,7 @@ RIGHT = {"float16": 2**-11, "bfloat16": 2**-8, "float32": 1e-5, "float64": 2e-14
 
 # Each with the marker of what it needs.
 TORCH = pytest.param("torch", marks=pytest.mark.torch)
-OTHERS = [pytest.param(name, marks=pytest.mark.framework) for name in ("tensorflow", "jax")]
+OTHERS = [pytest.param("tensorflow", marks=pytest.mark.framework), pytest.param("jax", marks=pytest.mark.jax)]
 
 
 def bnbp_bench(arguments, cwd, program=("-m", "bnbp"), timeout=60, **environment):

@@ -79,10 +79,18 @@ def test_equal_runs_have_equal_bits(answers, tmp_path):
     assert [each["gradients"]["digest"] for each in again] == [each["digest"] for each in answers("gradients", 3)]
 
 
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_bits_do_not_depend_on_how_samples_are_spread(answers, world):
+    """Nor on the number of processes: uneven and empty parts give the bits of one."""
+    (one,) = answers("spread", 1)
+    assert {answer["digest"] for answer in answers("spread", world)} == {one["digest"]}
+
+
 def test_there_is_one_collective_each_way(answers):
-    """Of C x 3 numbers forward and C x 2 backward, and none in evaluation."""
+    """Of C x 3 numbers forward and C x 2 backward, or of exact sums; and none in evaluation."""
     for answer in answers("collectives", 2):
-        assert answer["moved"] == [[12, "torch.float64"], [8, "torch.float64"]]
+        assert answer["plain"] == [[12, "torch.float64"], [8, "torch.float64"]]
+        assert [kind for _, kind in answer["exact"]] == ["torch.uint8"] * 2
 
 
 def test_a_group_of_processes_has_statistics_of_its_own(answers):

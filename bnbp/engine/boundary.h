@@ -83,7 +83,7 @@ static const bnbp::detail::Signature* signature_of(const char* name) {
     for (const Signature* signature :
          {&training_signature(), &training_statistics_signature(), &training_backprop_signature(),
           &training_backprop_reduce_signature(), &training_backprop_apply_signature(), &inference_signature(),
-          &inference_backprop_signature()})
+          &inference_backprop_signature(), &exact_statistics_signature(), &exact_reduce_signature()})
         if (!strcmp(signature->name, name))
             return signature;
     return nullptr;

@@ -98,6 +98,7 @@ cdef extern from "bnbp/detail/call.hpp" namespace "bnbp::detail" nogil:
         int64_t channel_axis
         Activation activation
         cbool addend
+        int64_t* exact
         void set_epsilon(double value) except +raise_python
         void set_count(int64_t value) except +raise_python
 
@@ -152,6 +153,7 @@ cdef class Operator:
     cdef object result_with_addend  # the same with `addend_delta`
     cdef bint counts                # whether the result starts with the number of a channel's elements
     cdef bint computes              # or else everything is checked, and the results' memory taken, and that is all
+    cdef bint exact                 # whether sums are added to the digits that the last argument is
 
 
 cdef PyMethodDef method
@@ -163,7 +165,7 @@ method.ml_doc = NULL
 
 def function_of(str name, result, result_with_addend=None, bint computes=True):
     """What calls an operator: `f(*inputs, epsilon, channel_axis, activation, addend, output_mask, out, num_threads
-    [, count])`.
+    [, count or digits])`.
 
     It returns `result`, a named tuple, of the outputs; `result_with_addend`, if there is an addend's gradient among
     them. If `result` is None, it returns the first output. With `computes` false the outputs are as they were, or as
@@ -178,6 +180,7 @@ def function_of(str name, result, result_with_addend=None, bint computes=True):
     op.result_with_addend = result_with_addend or result
     op.counts = name == "BatchNormTrainingStatistics"
     op.computes = computes
+    op.exact = name.endswith(" (exact)")
     return PyCFunction_New(&method, op)
 
 
@@ -195,9 +198,12 @@ cdef object call(object self, PyObject** arguments, Py_ssize_t count):
     call.attributes.signature = op.signature
     call.attributes.channel_axis = axis_of(<object> rest[1])
     call.attributes.activation = activation_of(<object> rest[2])
-    cdef int64_t whole = count_of(<object> rest[7]) if count == inputs + 8 else 0
+    cdef int64_t[:, ::1] digits = <object> rest[7] if op.exact else None
+    cdef int64_t whole = count_of(<object> rest[7]) if count == inputs + 8 and not op.exact else 0
     call.attributes.set_epsilon(epsilon)
-    if count == inputs + 8:
+    if op.exact:
+        call.attributes.exact = &digits[0, 0]
+    elif count == inputs + 8:
         call.attributes.set_count(whole)
 
     # Whatever may run somebody else's code comes first: that code can resize an array whose memory is known already.
@@ -244,6 +250,8 @@ cdef object new_result(const Call& call, Py_ssize_t k, PyObject* input):
 cdef object result_of(Operator op, const Call& call, const Operands& operands, Py_ssize_t outputs):
     cdef PyObject* items[3]
     cdef object elements
+    if op.exact:
+        return None
     if op.result is None:
         return <object> operands.results[0]
     if op.counts:

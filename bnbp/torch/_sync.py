@@ -1,8 +1,8 @@
 """`SyncBatchNorm`: batch norm over the processes of ``torch.distributed``, for CPU tensors.
 
 The operators' halves do the work of a process, and two collectives put the parts together: one gathers the statistics,
-C x 3 numbers of each process, the other one the gradient's sums, C x 2. What is gathered is merged in the order of the
-ranks, so that equal runs have equal bits; a reduction by the backend would have an order of its own.
+the other one the gradient's sums. What is gathered are exact sums, see `bnbp.exact`, or numbers, C x 3 and C x 2, that
+are merged in the order of the ranks; a reduction by the backend would have an order of its own.
 """
 
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from bnbp._results import BatchNormStatistics
+from bnbp import exact
+from bnbp._results import BatchNormStatistics, BatchNormTrainingBackpropSums
 from bnbp._statistics import merge_statistics
 
 from ._functional import Activation, activate, batch_norm, can_be_added, update
@@ -29,16 +30,20 @@ class SyncBatchNorm(Activated):
         As those of ``torch.nn.SyncBatchNorm``.
     activation : {None, "relu", "relu6"}, default None
         What is applied to the result.
+    reproducible : bool, default True
+        Statistics and gradients have the same bits however the samples are distributed over processes, as long as each
+        process has whole samples, in the same memory format. Without it they follow the order of the ranks, and equal
+        runs have equal bits.
 
     Notes
     -----
     In training, mean and variance are those of the batches of all processes of the group. These may be of different
     sizes, and empty. ``forward(input, addend=None)`` adds a tensor of the shape of `input` before the activation. As in
     PyTorch's module, the gradients of weight and bias are those of the process's own batch:
-    ``DistributedDataParallel`` adds them up. Equal runs have equal bits. A second derivative is an error.
+    ``DistributedDataParallel`` adds them up, in an order of its own. A second derivative is an error.
 
-    Outside training, in a group of one process, in a process that is not in the group, and if ``torch.distributed`` is
-    not initialised, this is :func:`bnbp.torch.batch_norm`. Addends of another shape or type than `input` are added by
+    Outside training, in a process that is not in the group, and if ``torch.distributed`` is not initialised, this is
+    :func:`bnbp.torch.batch_norm`. Addends of another shape or type than `input` are added by
     PyTorch. Tensors on another device run PyTorch's own code. The class is no subclass of ``torch.nn.SyncBatchNorm``,
     for ``DistributedDataParallel`` refuses those on a CPU. The state dict is the same.
 
@@ -69,12 +74,14 @@ class SyncBatchNorm(Activated):
         *,
         bias: bool = True,
         activation: Activation | None = None,
+        reproducible: bool = True,
     ) -> None:
         self._check_activation(activation)
         more: dict[str, Any] = {} if bias else {"bias": False}  # which not every version of PyTorch has
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **more)
         self.process_group = process_group
         self.activation = activation
+        self.reproducible = reproducible
 
     def forward(self, input: Tensor, addend: Tensor | None = None, activation: Activation | None = None) -> Tensor:
         """Normalise a batch, add `addend` if there is one, and apply `activation`, or else the module's own."""
@@ -85,7 +92,8 @@ class SyncBatchNorm(Activated):
         self._check_non_zero_input_channels(input)
         running_mean, running_var, training, factor = self._statistics()
         group = self.process_group or distributed.group.WORLD if self._synchronises() else None
-        if group is None or distributed.get_world_size(group) <= 1:  # -1 in a process that is not in the group
+        fewest = 1 if self.reproducible else 2  # and -1 in a process that is not in the group
+        if group is None or distributed.get_world_size(group) < fewest:
             return batch_norm(
                 input,
                 running_mean,
@@ -100,14 +108,16 @@ class SyncBatchNorm(Activated):
             )
         arguments = (input, running_mean, running_var, self.weight, self.bias, factor, self.eps)
         if can_be_added(input, addend):
-            return _synchronised(*arguments, activation, addend, group)  # type: ignore[no-any-return]
-        return activate(_synchronised(*arguments, None, None, group), activation, addend)
+            return _synchronised(*arguments, activation, addend, group, self.reproducible)  # type: ignore[no-any-return]
+        return activate(_synchronised(*arguments, None, None, group, self.reproducible), activation, addend)
 
     def _synchronises(self) -> bool:
         return self.training and distributed.is_available() and distributed.is_initialized()
 
     @classmethod
-    def convert_sync_batchnorm(cls, module: torch.nn.Module, process_group: Any = None) -> torch.nn.Module:
+    def convert_sync_batchnorm(
+        cls, module: torch.nn.Module, process_group: Any = None, *, reproducible: bool = True
+    ) -> torch.nn.Module:
         """Replace each batch norm of a model by a `SyncBatchNorm` with the same parameters and statistics.
 
         Parameters
@@ -116,6 +126,8 @@ class SyncBatchNorm(Activated):
             The model, or a batch norm itself; also one of bnbp's, whose activation is kept.
         process_group : optional
             The processes to synchronise with; all, if left out.
+        reproducible : bool, default True
+            As that of the class.
 
         Returns
         -------
@@ -124,7 +136,8 @@ class SyncBatchNorm(Activated):
         """
         if not isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             for name, child in module.named_children():
-                setattr(module, name, cls.convert_sync_batchnorm(child, process_group))
+                converted = cls.convert_sync_batchnorm(child, process_group, reproducible=reproducible)
+                setattr(module, name, converted)
             return module
         converted = cls(
             module.num_features,
@@ -134,6 +147,7 @@ class SyncBatchNorm(Activated):
             module.track_running_stats,
             process_group,
             activation=getattr(module, "activation", None),
+            reproducible=reproducible,
         )
         converted.weight, converted.bias = module.weight, module.bias
         for name in ("running_mean", "running_var", "num_batches_tracked"):
@@ -156,11 +170,12 @@ def _synchronised(
     activation: Activation | None,
     addend: Tensor | None,
     group: Any,
+    reproducible: bool,
 ) -> Tensor:
     """Normalise with the statistics of all processes, and update the running ones."""
     like = next((each for each in (weight, bias, running_mean) if each is not None), input)
     normalized, mean, variance, count = _Synchronised.apply(
-        input, weight, bias, addend, eps, activation, like.dtype, group
+        input, weight, bias, addend, eps, activation, like.dtype, group, reproducible
     )
     if running_mean is not None and running_var is not None:
         update(running_mean, running_var, mean, variance, momentum, count)
@@ -181,13 +196,9 @@ class _Synchronised(torch.autograd.Function):
         activation: Activation | None,
         dtype: torch.dtype,
         group: Any,
+        reproducible: bool,
     ) -> tuple[Tensor, Tensor, Tensor, int]:
-        own = input.numel() // input.shape[1]
-        mean, m2 = call("batch_norm_training_statistics", input)
-        parts = _gather(torch.stack([torch.full_like(mean, own), mean, m2]), group)
-        whole = merge_statistics(
-            *(BatchNormStatistics(int(n[0]), part_mean.numpy(), part_m2.numpy()) for n, part_mean, part_m2 in parts)
-        )
+        whole = _exact_statistics(input, group) if reproducible else _statistics(input, group)
         if whole.count < 2:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.size()}")
         mean, variance = (torch.from_numpy(each).to(dtype) for each in (whole.mean, whole.variance))
@@ -195,7 +206,7 @@ class _Synchronised(torch.autograd.Function):
         kept = normalized if activation is not None and addend is not None else None
         ctx.save_for_backward(input, weight, bias, mean, variance, kept)
         ctx.options = eps, activation, activation is not None and addend is not None
-        ctx.group, ctx.count = group, whole.count
+        ctx.group, ctx.count, ctx.reproducible = group, whole.count, reproducible
         ctx.mark_non_differentiable(mean, variance)
         return normalized, mean, variance, whole.count
 
@@ -206,27 +217,78 @@ class _Synchronised(torch.autograd.Function):
         wants_input, wants_weight, wants_bias, wants_addend = ctx.needs_input_grad[:4]
         epsilon, activation, masked = ctx.options
         statistics = input, weight, bias, mean, variance, delta
-        own = call(
-            "batch_norm_training_backprop_reduce",
-            *(input, mean, delta, weight, bias, variance, normalized, epsilon, activation, masked),
-        )
-        whole = _gather(torch.stack(own), ctx.group)
-        for part in whole[1:]:
-            whole[0].add_(part)
+        arguments = input, mean, delta, weight, bias, variance, normalized, epsilon, activation, masked
+        own, whole = _exact_sums(ctx.group, *arguments) if ctx.reproducible else _sums(ctx.group, *arguments)
 
         def gradients(sums: Any, *mask: bool) -> Any:
             attributes = ctx.count, epsilon, activation, masked, list(mask)
             return call("batch_norm_training_backprop_apply", *statistics, *sums, normalized, *attributes)
 
-        input_delta, _, _, addend_delta = gradients(whole[0], wants_input, False, False, wants_addend and masked)
+        input_delta, _, _, addend_delta = gradients(whole, wants_input, False, False, wants_addend and masked)
         _, weight_delta, bias_delta, _ = gradients(own, False, wants_weight, wants_bias, False)
         return (
             input_delta if wants_input else None,
             weight_delta if wants_weight else None,
             bias_delta if wants_bias else None,
             (addend_delta if masked else delta) if wants_addend else None,
-            *(None,) * 4,
+            *(None,) * 5,
         )
+
+
+def _statistics(input: Tensor, group: Any) -> BatchNormStatistics:
+    """Those of the whole batch, merged in the order of the ranks."""
+    mean, m2 = call("batch_norm_training_statistics", input)
+    parts = _gather(torch.stack([torch.full_like(mean, input.numel() // input.shape[1]), mean, m2]), group)
+    return merge_statistics(
+        *(BatchNormStatistics(int(n[0]), part_mean.numpy(), part_m2.numpy()) for n, part_mean, part_m2 in parts)
+    )
+
+
+def _exact_statistics(input: Tensor, group: Any) -> BatchNormStatistics:
+    own = exact.batch_norm_training_statistics(input.detach())
+    parts = [exact.ExactStatistics.from_bytes(data) for data in _gather_bytes(own.to_bytes(), own.channels, group)]
+    return parts[0].merge(*parts[1:]).round()
+
+
+def _sums(group: Any, *arguments: Any) -> tuple[Any, Any]:
+    """The gradient's sums of the own batch, and those of the whole batch, added in the order of the ranks."""
+    own = call("batch_norm_training_backprop_reduce", *arguments)
+    whole = _gather(torch.stack(own), group)
+    for part in whole[1:]:
+        whole[0].add_(part)
+    return own, whole[0]
+
+
+def _exact_sums(group: Any, *arguments: Any) -> tuple[Any, Any]:
+    input, mean, delta, weight, bias, variance, normalized, epsilon, activation, masked = arguments
+    named = {"gamma": weight, "beta": bias, "variance": variance, "normalized": normalized}
+    own = exact.batch_norm_training_backprop_reduce(
+        *(each.detach() for each in (input, mean, delta)),
+        **{name: None if each is None else each.detach() for name, each in named.items()},  # type: ignore[arg-type]
+        epsilon=epsilon,
+        activation=activation,
+        addend=masked,
+    )
+    parts = [exact.ExactSums.from_bytes(data) for data in _gather_bytes(own.to_bytes(), own.channels, group)]
+    return _tensors(own.round()), _tensors(parts[0].merge(*parts[1:]).round())
+
+
+def _tensors(sums: BatchNormTrainingBackpropSums) -> tuple[Tensor, ...]:
+    return tuple(map(torch.from_numpy, sums))
+
+
+def _gather_bytes(data: bytes, channels: int, group: Any) -> list[bytes]:
+    """What each process has, of any length: in one collective unless there is more of it than usual."""
+    room = 8 + (128 + 72 * channels + 7) // 8 * 8
+    while True:
+        part = torch.zeros(room, dtype=torch.uint8)
+        message = (len(data).to_bytes(8, "little") + data)[:room]
+        part[: len(message)] = torch.frombuffer(bytearray(message), dtype=torch.uint8)
+        parts = [bytes(each.numpy()) for each in _gather(part, group)]
+        lengths = [int.from_bytes(each[:8], "little") for each in parts]
+        if 8 + max(lengths) <= room:
+            return [each[8 : 8 + length] for each, length in zip(parts, lengths, strict=True)]
+        room = 8 + max(lengths)
 
 
 def _gather(part: Tensor, group: Any) -> list[Tensor]:

@@ -229,14 +229,14 @@ cdef void apply_runs(
     bint follows, bint followed,    # whether the line that two units share goes with the second, at either end
 ) noexcept nogil:
     """A chunk of some channels with long runs, row by row."""
-    cdef Py_ssize_t n0 = chunk // p.per_run * p.chunk_rows, s0 = chunk % p.per_run * p.length, n, last
+    cdef Py_ssize_t n0 = first_row(p, chunk), s0 = chunk % p.per_run * p.length, n, last
     cdef Py_ssize_t length = min(p.s - s0, p.length) if p.per_run > 1 else (c1 - c0) * p.s
     cdef Py_ssize_t far = AHEAD // <Py_ssize_t> sizeof(real) if p.far else 0
     cdef Channels own = channels_from(channels, c0)
     cdef bint normalize = p.operator != BACKPROP, from_dy = p.operator == INFERENCE_BACKPROP
     cdef Cursor cursor
     cdef Tensors[real] at
-    for n in range(n0, min(n0 + p.chunk_rows, p.n)):
+    for n in range(n0, n0 + rows_of(p, chunk)):
         at.x = &dy[n, c0, 0] if from_dy else &x[n, c0, 0]
         at.dy, at.v = &dy[n, c0, 0], &v[n, c0, 0]
         at.to, at.also = <real*> &dx[n, c0, 0], <real*> &da[n, c0, 0]

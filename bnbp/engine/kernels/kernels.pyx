@@ -36,7 +36,7 @@ from cpython.pycapsule cimport PyCapsule_New
 from cython.parallel cimport parallel, prange, threadid
 from libc.math cimport INFINITY, NAN, sqrt
 from libc.stdlib cimport free, malloc
-from libc.stdint cimport uintptr_t
+from libc.stdint cimport int64_t, uintptr_t
 from libc.string cimport memchr, memcpy, memset
 
 from bnbp.kernels cimport (
@@ -285,6 +285,7 @@ include "halves.pxi"
 include "reduce_runs.pxi"
 include "reduce_rows.pxi"
 include "edges.pxi"
+include "exact.pxi"
 include "finish.pxi"
 include "apply_runs.pxi"
 include "apply_rows.pxi"

@@ -31,6 +31,7 @@ cdef struct Plan:
     bint runs              # S is long enough for lanes
     Py_ssize_t together    # rows whose terms are summed together, TERMS at most to an accumulator
     Py_ssize_t merge       # rows of (C, S) that are taken as one, where they are very short
+    Py_ssize_t sample_rows  # rows that chunks do not go beyond: all, or those of a sample
     Py_ssize_t chunk_rows  # rows of a chunk
     Py_ssize_t per_run     # chunks in a run
     Py_ssize_t length      # elements of a run in a chunk; the last one may have fewer
@@ -83,6 +84,7 @@ cdef Plan plan_of(const bnbp_arguments* a, Operator operator, bint reduces, bint
     p.runs = a.s >= max(RUN, 64 // size)  # a cache line has no more than two channels
     p.far = not cached
     p.merge = p.per_run = p.width = p.length = p.together = 1
+    p.sample_rows = a.n if a.exact is NULL else max(a.n // max(a.samples, 1), 1)
     p.chunks = p.chunk_rows = 0
     p.shared = p.fused = False
     p.tiled = elements and a.lengths is not NULL
@@ -93,24 +95,24 @@ cdef Plan plan_of(const bnbp_arguments* a, Operator operator, bint reduces, bint
         p.per_run = (a.s + CHUNK - 1) // CHUNK
         p.length = ((a.s + p.per_run - 1) // p.per_run + LANES - 1) // LANES * LANES
         p.per_run = (a.s + p.length - 1) // p.length
-        p.chunk_rows = max(CHUNK // a.s, 1)
-        p.chunks = (a.n + p.chunk_rows - 1) // p.chunk_rows * p.per_run
+        p.chunk_rows = min(max(CHUNK // a.s, 1), p.sample_rows)
+        p.chunks = chunks_of(&p) * p.per_run
         p.together = max(TERMS // ((a.s + LANES - 1) // LANES), 1)
     elif elements:
         if a.c * a.s < COLUMNS:
             p.merge = SPAN // (a.c * a.s)
             if p.merge > LANES:
                 p.merge -= p.merge % LANES  # whole lanes
-        p.chunks = min(max(a.n // (ROWS * p.merge), 1), CHUNKS)
+        p.chunks = min(max(p.sample_rows // (ROWS * p.merge), 1), CHUNKS)
         most = min(MOST * p.merge, (1 << 16) // a.s)  # see element.pxi and reduce_runs.pxi
         if p.merge > 1:
             most = min(most, (1 << 18) // (a.c * a.s))  # a tile has all channels, and should not be much larger than L2
-        p.chunks = max(p.chunks, (a.n + most - 1) // most)
+        p.chunks = max(p.chunks, (p.sample_rows + most - 1) // most)
         if p.chunks > 1:
             p.chunks += (4 - p.chunks % 4) % 4  # shared out evenly among a few threads
         group = GROUP * p.merge
-        p.chunk_rows = ((a.n + p.chunks - 1) // p.chunks + group - 1) // group * group
-        p.chunks = (a.n + p.chunk_rows - 1) // p.chunk_rows
+        p.chunk_rows = ((p.sample_rows + p.chunks - 1) // p.chunks + group - 1) // group * group
+        p.chunks = chunks_of(&p)
 
     # What decides about speed: caches and threads.
     p.unit = p.c
@@ -121,7 +123,7 @@ cdef Plan plan_of(const bnbp_arguments* a, Operator operator, bint reduces, bint
     elif elements:
         plan_rows(&p, a.n * a.s * bytes_read, cached)
     p.units = (p.c + p.unit - 1) // p.unit
-    p.private = p.shared and p.runs and p.reduces
+    p.private = p.shared and p.runs and p.reduces and a.exact is NULL
     return p
 
 
@@ -203,6 +205,23 @@ cdef inline void plan_tiles(Plan* p, Py_ssize_t size) noexcept nogil:
     p.shared = p.team > 1
 
 
+cdef inline Py_ssize_t chunks_of(const Plan* p) noexcept nogil:
+    """Chunks of all rows, where a run is not cut."""
+    return p.n // p.sample_rows * ((p.sample_rows + p.chunk_rows - 1) // p.chunk_rows)
+
+
+cdef inline Py_ssize_t first_row(const Plan* p, Py_ssize_t chunk) noexcept nogil:
+    """Where a chunk begins."""
+    cdef Py_ssize_t of_sample = (p.sample_rows + p.chunk_rows - 1) // p.chunk_rows
+    chunk //= p.per_run
+    return chunk // of_sample * p.sample_rows + chunk % of_sample * p.chunk_rows
+
+
+cdef inline Py_ssize_t rows_of(const Plan* p, Py_ssize_t chunk) noexcept nogil:
+    """Its rows: of a sample the last one may have fewer."""
+    return min(p.chunk_rows, p.sample_rows - first_row(p, chunk) % p.sample_rows)
+
+
 cdef inline Task task_of(const Plan* p, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t index) noexcept nogil:
     """Task `index` of short runs in the unit of channels [c0, c1), in the order of memory."""
     cdef Task t
@@ -210,8 +229,8 @@ cdef inline Task task_of(const Plan* p, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t
     t.chunk = index // segments
     t.c0 = c0 + index % segments * p.width
     t.c1 = min(t.c0 + p.width, c1)
-    t.n0 = t.chunk * p.chunk_rows
-    rows = min(p.chunk_rows, p.n - t.n0)
+    t.n0 = first_row(p, t.chunk)
+    rows = rows_of(p, t.chunk)
     t.pitch = p.merge * p.c * p.s
     t.rows = (rows + p.merge - 1) // p.merge
     t.length = p.merge * (t.c1 - t.c0) * p.s
@@ -225,4 +244,4 @@ cdef inline Py_ssize_t count_of(const Plan* p, Py_ssize_t chunk) noexcept nogil:
     """Elements of a channel in a chunk."""
     if p.per_run > 1:
         return min(p.length, p.s - chunk % p.per_run * p.length)
-    return min(p.chunk_rows, p.n - chunk * p.chunk_rows) * p.s
+    return rows_of(p, chunk) * p.s

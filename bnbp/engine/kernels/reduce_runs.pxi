@@ -176,13 +176,13 @@ cdef void redo_overflown(const real[:, :, ::1]& x, const real[:, :, ::1]& dy, co
                          Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
     """Computes again, all in float64, the sums of a chunk that float32 has had no number for."""
     cdef double[4 * 4 * LANES] memory
-    cdef Py_ssize_t c, n0 = chunk // p.per_run * p.chunk_rows, s0 = chunk % p.per_run * p.length
+    cdef Py_ssize_t c, n0 = first_row(p, chunk), s0 = chunk % p.per_run * p.length
     if p.operator == TRAINING:
         return
     for c in range(c0, c1):
         if partial[chunk, 0, c] - partial[chunk, 0, c] != 0 or partial[chunk, 1, c] - partial[chunk, 1, c] != 0:
             memset(memory, 0, sizeof(memory))
-            reduce_channels(&x[n0, c, s0], &dy[n0, c, s0], &v[n0, c, s0], min(p.chunk_rows, p.n - n0), p.c * p.s,
+            reduce_channels(&x[n0, c, s0], &dy[n0, c, s0], &v[n0, c, s0], rows_of(p, chunk), p.c * p.s,
                             min(p.s - s0, p.length) if p.runs else p.s, 0, 0, p.together, 1, channels.mean + c,
                             channels.wide[LOW] + c, channels.wide[HIGH] + c, False, p.masked, True, memory)
             fold_channels(memory, 1, partial, p, chunk, c, memory, <real> 0)
@@ -198,8 +198,8 @@ cdef void reduce_runs(
     Py_ssize_t chunk, Py_ssize_t c0, Py_ssize_t c1,
 ) noexcept nogil:
     """A chunk of some channels with long runs, one after the other."""
-    cdef Py_ssize_t n0 = chunk // p.per_run * p.chunk_rows, s0 = chunk % p.per_run * p.length
-    cdef Py_ssize_t rows = min(p.chunk_rows, p.n - n0), length = min(p.s - s0, p.length), c, k, count
+    cdef Py_ssize_t n0 = first_row(p, chunk), s0 = chunk % p.per_run * p.length
+    cdef Py_ssize_t rows = rows_of(p, chunk), length = min(p.s - s0, p.length), c, k, count
     cdef Py_ssize_t far = AHEAD // <Py_ssize_t> sizeof(real) if p.far else 0
     cdef const real* x0 = &x[n0, c0, s0]
     cdef const real* dy0 = &dy[n0, c0, s0]

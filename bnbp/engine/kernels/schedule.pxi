@@ -68,7 +68,9 @@ cdef inline void finish_share(const bnbp_arguments* a, const Plan* p, const Chan
                               const double[:, :, ::1]& partial, Py_ssize_t first, Py_ssize_t last, bint writes,
                               real tag) noexcept nogil:
     """In one code for all types but float64, which is a tenth of the module."""
-    if real is double:
+    if a.exact is not NULL:
+        collect_exactly(a, p, partial, first, last, real is double)
+    elif real is double:
         finish(a, p, channels, partial, first, last, writes, <double> 0)
     else:
         finish(a, p, channels, partial, first, last, writes, <float> 0)

@@ -22,7 +22,7 @@ cdef void sweep(
     cdef double[WIDTH * 4 * LANES] memory
     cdef double[WIDTH] shift
     cdef bint statistics = p.operator == TRAINING, normalize = p.operator != BACKPROP, ends, row_ends
-    cdef Py_ssize_t n0 = chunk // p.per_run * p.chunk_rows, s0 = chunk % p.per_run * p.length
+    cdef Py_ssize_t n0 = first_row(p, chunk), s0 = chunk % p.per_run * p.length
     cdef Py_ssize_t length = min(p.s - s0, p.length), pitch = p.c * p.s, segment = (r1 - r0) * p.s
     cdef Py_ssize_t n, q, i, count, last, stop, ahead, near, block = block_of(<real> 0)
     cdef Py_ssize_t far = (AHEAD - 1408 * p.third) // <Py_ssize_t> sizeof(real) if p.far else 0
@@ -37,7 +37,7 @@ cdef void sweep(
     memset(memory, 0, (r1 - r0 + 3) // 4 * 4 * 4 * LANES * sizeof(double))
     for q in range(r1 - r0):
         shift[q] = x[n0, r0 + q, s0] if statistics else reduced.mean[q]
-    for n in range(n0, min(n0 + p.chunk_rows, p.n)):
+    for n in range(n0, n0 + rows_of(p, chunk)):
         rx = &x[n, 0, 0] + r0 * p.s + s0
         rdy = &dy[n, 0, 0] + r0 * p.s + s0
         rv = &v[n, 0, 0] + r0 * p.s + s0

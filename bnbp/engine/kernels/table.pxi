@@ -2,7 +2,7 @@
 
 cdef bnbp_status run_typed(const bnbp_arguments* a, Operator operator, void* output) noexcept nogil:
     if not (output or a.addend_delta or a.batch_mean or a.batch_variance or a.gamma_delta or a.beta_delta
-            or a.statistics_mean or a.statistics_m2 or a.reduced_delta or a.reduced_product):
+            or a.statistics_mean or a.statistics_m2 or a.reduced_delta or a.reduced_product or a.exact):
         return BNBP_OK
     if a.type == BNBP_F32:
         return run(a, operator, <const float*> a.input, <float*> output)

@@ -81,12 +81,13 @@ cdef void tile_task(const bnbp_arguments* a, real* scratch, void* output, const 
     cdef Channels own
     cdef real* second
     cdef real* third
-    t.n0, t.s0 = chunk // p.per_run * p.chunk_rows, chunk % p.per_run * p.length
-    t.rows = min(p.chunk_rows, p.n - t.n0)
+    t.n0, t.s0 = first_row(p, chunk), chunk % p.per_run * p.length
+    t.rows = rows_of(p, chunk)
     t.length = min(p.length, p.s - t.s0) if p.runs else p.s
     t.c0 = index % segments * p.width
     t.width = min(p.width, p.c - t.c0)
     q.n, q.c, q.s = q.chunk_rows, q.unit, q.length = t.rows, t.width, t.length
+    q.sample_rows = t.rows
     q.width = t.width
     q.chunks = q.per_run = q.units = 1
     q.far = q.streams = q.fused = q.tiled = False

@@ -10,13 +10,14 @@
 #define BNBP_KERNELS_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
 /** Version of the structures below. A table of another version is refused at import. */
-#define BNBP_KERNELS_ABI 4
+#define BNBP_KERNELS_ABI 5
 
 /** Name of the capsule that holds a `bnbp_kernels *`. */
 #define BNBP_KERNELS_CAPSULE "bnbp.engine.boundary.kernels"
@@ -95,6 +96,9 @@ typedef struct bnbp_arguments {
     void* statistics_m2;            /**< (c), binary64, or null: sum of the squared deviations from the mean */
     void* reduced_delta;            /**< (c), binary64, or null: `delta_sum` of this batch */
     void* reduced_product;          /**< (c), binary64, or null: its `delta_centered_sum` */
+    ptrdiff_t samples;              /**< Whole samples that `n` is made of, outermost; for `exact` */
+    int64_t* exact;                 /**< Digits of exact sums, which are added to, or null: of BatchNormTraining's
+                                         statistics, or of its gradient's sums */
 } bnbp_arguments;
 
 /** An operator's kernel. It needs no GIL and may be called from many threads at once. */

@@ -35,6 +35,7 @@ struct Attributes {
     std::int64_t count = -1; // elements of a channel in the whole batch; -1: the input is the whole batch
     Activation activation = Activation::none;
     bool addend = false;
+    std::int64_t* exact = nullptr; // digits of exact sums, which samples are added to
 
     void set_epsilon(double value) {
         if (!(std::isfinite(value) && value >= 0)) {
@@ -201,6 +202,8 @@ public:
             arguments.*(spec.slot) =
                 !is_vector(spec.role) || is_plain(view) ? view.data : results.emplace_front(view).data();
         }
+        arguments.exact = attributes.exact;
+        arguments.samples = static_cast<std::ptrdiff_t>(inputs_[0].shape[axis_ == 0 ? 1 : 0]);
         layout.describe(axis_, arguments);
         arguments.count = attributes.count < 0 ? static_cast<double>(arguments.n) * static_cast<double>(arguments.s)
                                                : static_cast<double>(attributes.count);

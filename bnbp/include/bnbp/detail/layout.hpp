@@ -70,6 +70,10 @@ public:
             arguments.s = static_cast<std::ptrdiff_t>(product(axis + 1, input.shape + input.rank));
             if (arguments.c == 1) { // as memory_order has it
                 arguments.s *= std::exchange(arguments.n, 1);
+                if (arguments.exact) { // which wants the samples apart
+                    arguments.n = arguments.samples;
+                    arguments.s /= arguments.samples;
+                }
             }
             return;
         }

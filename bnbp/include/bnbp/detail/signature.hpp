@@ -134,6 +134,24 @@ BNBP_OWN inline const Signature& training_statistics_signature() {
     return signature;
 }
 
+/// The same sums, collected exactly, in memory that is an attribute.
+BNBP_OWN inline const Signature& exact_statistics_signature() {
+    static constexpr Signature signature{
+        "BatchNormTrainingStatistics (exact)", 1, 1, {input}, 0, {}, &bnbp_kernels::training};
+    return signature;
+}
+
+BNBP_OWN inline const Signature& exact_reduce_signature() {
+    static constexpr Signature signature{"BatchNormTrainingBackpropReduce (exact)",
+                                         3,
+                                         7,
+                                         {input, mean, normalized_delta, gamma, beta, variance, normalized},
+                                         0,
+                                         {},
+                                         &bnbp_kernels::training_backprop};
+    return signature;
+}
+
 BNBP_OWN inline const Signature& inference_signature() {
     static constexpr Signature signature{"BatchNormInference",
                                          5,
