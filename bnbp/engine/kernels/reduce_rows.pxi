@@ -299,7 +299,7 @@ cdef void reduce_task(
     cdef const real* dy0 = &dy[t.n0, t.c0, 0]
     cdef double[POSITIONS] shift
     cdef Channels own = channels_from(channels, t.c0)
-    cdef Py_ssize_t c
+    cdef Py_ssize_t c, elements = count_of(p, t.chunk)
     if p.operator != TRAINING:
         reduce_rows(x0, dy0, &v[t.n0, t.c0, 0], t, p, own.mean, &own, False, partial)
         if real is float16 or real is bfloat16:
@@ -309,4 +309,4 @@ cdef void reduce_task(
         shift[c] = x0[c * p.s]
     reduce_rows(x0, x0, x0, t, p, shift, &own, True, partial)
     for c in range(t.c1 - t.c0):
-        finish_chunk(partial, t.chunk, t.c0 + c, shift[c], count_of(p, t.chunk))
+        finish_chunk(partial, t.chunk, t.c0 + c, shift[c], elements)

@@ -19,8 +19,13 @@ cdef inline void set_sums(double[:, :, ::1]& partial, Py_ssize_t chunk, Py_ssize
 cdef inline void finish_chunk(double[:, :, ::1]& partial, Py_ssize_t chunk, Py_ssize_t c, double shift, double count
                               ) noexcept nogil:
     """From the sums of d = x - shift and d^2 to the mean, and m2 = sum d^2 - (sum d)^2 / count."""
-    cdef Twofold delta = whole(partial[chunk, 0, c], partial[chunk, 2, c]), offset = over(delta, count)
-    cdef Twofold square = times(delta, offset), mean = two_sum(shift, offset.hi)
+    cdef Twofold delta, offset, square, mean
+    if count == 1:  # no deviation, unless from what is no number
+        set_sums(partial, chunk, c, shift + (shift - shift), 0.0, 0.0, shift - shift)
+        return
+    delta = whole(partial[chunk, 0, c], partial[chunk, 2, c])
+    offset = over(delta, count)
+    square, mean = times(delta, offset), two_sum(shift, offset.hi)
     set_sums(partial, chunk, c, mean.hi, 0.0, mean.lo + offset.lo,
              (partial[chunk, 1, c] - square.hi) + (partial[chunk, 3, c] - square.lo))
 
@@ -150,15 +155,45 @@ cdef inline void collect(double* memory, real tag) noexcept nogil:
     keep_sums(memory, &sums, tag)
 
 
+cdef inline void finish_four(double* delta, double* product, double* rest, const double* shift, double count
+                             ) noexcept nogil:
+    """The same for four channels side by side, of the types whose sums have no rest: mean and m2 take their places."""
+    cdef double[4] offset, square, lo
+    cdef double back, hi, mean
+    cdef Py_ssize_t k
+    for k in range(4):
+        offset[k] = delta[k] / count
+    for k in range(4):
+        back = offset[k] * count
+        rest[k] = ((delta[k] - back) - product_error(offset[k], count, back)) / count
+    for k in range(4):
+        square[k] = delta[k] * offset[k]
+        lo[k] = product_error(delta[k], offset[k], square[k]) + delta[k] * rest[k]
+    for k in range(4):
+        hi = square[k] + lo[k]
+        product[k] = (product[k] - hi) - (lo[k] - (hi - square[k]))
+    for k in range(4):
+        mean = shift[k] + offset[k]
+        back = mean - shift[k]
+        rest[k] += (shift[k] - (mean - back)) + (offset[k] - back)
+        delta[k] = mean
+
+
 cdef inline void fold_channels(double* memory, Py_ssize_t count, double[:, :, ::1]& partial, const Plan* p,
-                               Py_ssize_t chunk, Py_ssize_t c, const double* shift, real tag) noexcept nogil:
-    """The sums of up to four channels in a chunk from those of their lanes."""
-    cdef double[4] delta, product
+                               Py_ssize_t chunk, Py_ssize_t c, const double* shift, Py_ssize_t elements, real tag
+                               ) noexcept nogil:
+    """The sums of up to four channels in a chunk of so many elements from those of their lanes."""
+    cdef double[4] delta, product, rest
     cdef double* at
     cdef Py_ssize_t k
     if real is not double:
         sum_of_four(delta, memory, 4 * LANES)
         sum_of_four(product, memory + LANES, 4 * LANES)
+    if real is not double and p.operator == TRAINING:
+        finish_four(delta, product, rest, shift, elements)
+        for k in range(count):
+            set_sums(partial, chunk, c + k, delta[k], 0.0, rest[k], product[k])
+        return
     for k in range(count):
         at = memory + k * 4 * LANES
         if real is double:
@@ -168,7 +203,7 @@ cdef inline void fold_channels(double* memory, Py_ssize_t count, double[:, :, ::
         else:
             set_sums(partial, chunk, c + k, delta[k], product[k], 0.0, 0.0)
         if p.operator == TRAINING:
-            finish_chunk(partial, chunk, c + k, shift[k], count_of(p, chunk))
+            finish_chunk(partial, chunk, c + k, shift[k], elements)
 
 
 cdef void redo_overflown(const real[:, :, ::1]& x, const real[:, :, ::1]& dy, const real[:, :, ::1]& v,
@@ -185,7 +220,7 @@ cdef void redo_overflown(const real[:, :, ::1]& x, const real[:, :, ::1]& dy, co
             reduce_channels(&x[n0, c, s0], &dy[n0, c, s0], &v[n0, c, s0], rows_of(p, chunk), p.c * p.s,
                             min(p.s - s0, p.length) if p.runs else p.s, 0, 0, p.together, 1, channels.mean + c,
                             channels.wide[LOW] + c, channels.wide[HIGH] + c, False, p.masked, True, memory)
-            fold_channels(memory, 1, partial, p, chunk, c, memory, <real> 0)
+            fold_channels(memory, 1, partial, p, chunk, c, memory, 0, <real> 0)
 
 
 cdef void reduce_runs(
@@ -209,13 +244,14 @@ cdef void reduce_runs(
     for c in range(c0, c1, 4):
         if c1 - c < 4:
             memset(memory, 0, sizeof(memory))
+            memset(shift, 0, sizeof(shift))
         count = min(c1 - c, 4)
         for k in range(count):
             shift[k] = x0[k * p.s] if p.operator == TRAINING else channels.mean[c + k]
         reduce_channels(x0, dy0, v0, rows, p.c * p.s, length, far, p.s, p.together, count, shift,
                         channels.wide[LOW] + c, channels.wide[HIGH] + c, p.operator == TRAINING, p.masked, False,
                         memory)
-        fold_channels(memory, count, partial, p, chunk, c, shift, <real> 0)
+        fold_channels(memory, count, partial, p, chunk, c, shift, rows * length, <real> 0)
         x0 += 4 * p.s
         dy0 += 4 * p.s
         v0 += 4 * p.s

@@ -80,6 +80,7 @@ cdef void sweep(
     for q in range(0, r1 - r0, 4):
         for i in range(q, q + 4):
             collect(memory + i * 4 * LANES, <real> 0)
-        fold_channels(memory + q * 4 * LANES, min(r1 - r0 - q, 4), partial, p, chunk, r0 + q, &shift[q], <real> 0)
+        fold_channels(memory + q * 4 * LANES, min(r1 - r0 - q, 4), partial, p, chunk, r0 + q, &shift[q],
+                      rows_of(p, chunk) * length, <real> 0)
     if real is float16 or real is bfloat16:
         redo_overflown(x, dy, v, channels, partial, p, chunk, r0, r1)
