@@ -14,6 +14,8 @@ A file uses only those below it in this list, and of bnbp only what its users ma
     What ``bench`` measures, and how; a map of its own.
 ``training/``
     What ``train-bench`` measures, and how; a map of its own. Only its command imports PyTorch, when it runs.
+``team.py``
+    The processes that ``run`` may be shared among.
 ``operators.py``
     The operators by name.
 ``files.py``
@@ -33,6 +35,7 @@ import typer
 import bnbp
 
 from . import bench, demo, info, run, train_bench
+from .team import is_first_of_several
 from .terminal import Failure, printable
 
 __all__ = ["main"]
@@ -65,6 +68,8 @@ def main() -> int:
         print(end="", flush=True)  # here, where a full disk still gets its one line
         return int(code or 0)
     except typer.TyperException as error:
+        if not is_first_of_several():  # all of them were given the same command
+            return 2
         return _complain(f"{error.format_message().rstrip('.')}; see bnbp --help", code=2)
     except Failure as error:
         return _complain(str(error))

@@ -1,25 +1,34 @@
 """The operators on tensors in .npy files, which may be larger than memory.
 
 A pass goes through the tensors in slabs: boxes of at most ``SLAB`` bytes that are contiguous in the file, from its
-beginning to its end, each mapped while it is worked on. The slabs depend on the shape alone, and so do the bits of the
-results.
+beginning to its end, each mapped while it is worked on. Several processes each take slabs that follow each other, and
+write their part of the results where it belongs in the files.
+
+The slabs depend on the shape alone, and their sums are put together exactly (see :mod:`bnbp.exact`). So the results have
+the same bits on any number of processes. Where a sample fits into a slab, they are also the bits that
+:mod:`bnbp.mpi` computes of the same arrays in memory.
 
 An array in Fortran order is taken for its transpose, which is in C order: an operator does not mind in which order the
 axes are, as long as it knows the one of the channels.
 """
 
+import io
+import itertools
 import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 import bnbp
+from bnbp import exact
+from bnbp._statistics import as_operands
 
 from .operators import TENSORS, outputs
+from .team import Team
 
 __all__ = ["NpyFile", "UnreadableError", "check", "compute", "element_type", "steps"]
 
@@ -135,10 +144,12 @@ def _state_of(stream: BinaryIO) -> _State:
     return _State(status.st_size, status.st_mtime_ns)
 
 
-def _write_header(stream: BinaryIO, like: Array, fortran_order: bool = False) -> None:
+def _header(like: Array, fortran_order: bool = False) -> bytes:
+    """The beginning of a .npy file."""
     descr = np.lib.format.dtype_to_descr(like.dtype)
-    header = {"descr": descr, "fortran_order": fortran_order, "shape": like.shape}
-    np.lib.format.write_array_header_1_0(stream, header)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": fortran_order, "shape": like.shape})
+    return header.getvalue()
 
 
 def _write(stream: BinaryIO, array: Array) -> None:
@@ -162,6 +173,23 @@ def slabs(shape: Shape, itemsize: int) -> Iterator[Box]:
         outer = tuple(slice(k, k + 1) for k in index)
         for start in range(0, shape[axis], step):
             yield (*outer, slice(start, min(start + step, shape[axis])), *inner)
+
+
+class Share(NamedTuple):
+    """The slabs that a process works on, of all those of a file."""
+
+    first: int
+    stop: int
+    #: Elements of the file before the first one.
+    elements: int
+
+
+def share_of(file: NpyFile, team: Team) -> Share:
+    """The part of a process: about as many slabs as the others have, one after the other."""
+    number = sum(1 for _ in slabs(file.file_shape, file.like.itemsize))
+    first, stop = (number * rank // team.size for rank in (team.rank, team.rank + 1))
+    before = itertools.islice(slabs(file.file_shape, file.like.itemsize), first)
+    return Share(first, stop, sum(math.prod(part.stop - part.start for part in box) for box in before))
 
 
 class Operands(NamedTuple):
@@ -190,8 +218,10 @@ class Batch:
         addend_delta: bool,
         write: Write,
         advance: Callable[[], object],
+        team: Team,
     ) -> None:
         self.input = files["input"]
+        self.team, self.share = team, share_of(self.input, team)
         # They are gone through in slabs. The other inputs have a value for each channel and are read whole.
         self.tensors = {name: file for name, file in files.items() if name in TENSORS}
         self.vectors = {name: file.read() for name, file in files.items() if name not in TENSORS}
@@ -204,8 +234,9 @@ class Batch:
         self.write, self.advance = write, advance
 
     def each(self, work: Callable[[slice, Operands], None]) -> None:
-        """Go through the batch once; `work` is told the channels of a slab, and the operands."""
-        for box in slabs(self.input.file_shape, self.input.like.itemsize):
+        """Go through this process's part of the batch; `work` is told the channels of a slab, and the operands."""
+        boxes = slabs(self.input.file_shape, self.input.like.itemsize)
+        for box in itertools.islice(boxes, self.share.first, self.share.stop):
             # Nothing but the argument refers to what is mapped: it is unmapped when `work` returns.
             work(box[self.axis], self._operands(box))
             self.advance()
@@ -239,10 +270,10 @@ def check(op: str, files: Mapping[str, NpyFile], **options: Any) -> None:
             raise
 
 
-def steps(op: str, files: Mapping[str, NpyFile]) -> int:
+def steps(op: str, files: Mapping[str, NpyFile], team: Team) -> int:
     """How often :func:`compute` calls `advance`."""
-    file, passes = files["input"], 2 if op.startswith("training") else 1
-    return passes * sum(1 for _ in slabs(file.file_shape, file.like.itemsize))
+    share = share_of(files["input"], team)
+    return (2 if op.startswith("training") else 1) * (share.stop - share.first)
 
 
 def compute(
@@ -250,6 +281,7 @@ def compute(
     files: Mapping[str, NpyFile],
     streams: Mapping[str, BinaryIO],
     advance: Callable[[], object],
+    team: Team,
     *,
     epsilon: float,
     channel_axis: int,
@@ -269,6 +301,8 @@ def compute(
         Where to write the results, by name.
     advance : callable
         Is called after each slab.
+    team : Team
+        The processes that do this together, each with the same arguments. The streams are of the same files.
     epsilon, channel_axis, num_threads, activation, addend
         As the operator takes them; `addend` is that of the gradient operators. That of the others is a file.
 
@@ -287,32 +321,57 @@ def compute(
     names = outputs(op, addend)
     like = files["input"].like
     results = {name: like for name in names if name in TENSORS}
+    header, before = _header(like, files["input"].fortran_order), share_of(files["input"], team).elements
     for name in results:
-        _write_header(streams[name], like, files["input"].fortran_order)
+        if team.rank == 0:
+            streams[name].write(header)
+        streams[name].seek(len(header) + before * like.itemsize)
 
     def write(name: str, elements: Array) -> None:
         _write(streams[name], elements)
 
-    batch = Batch(files, epsilon, channel_axis, num_threads, activation, addend, write, advance)
+    batch = Batch(files, epsilon, channel_axis, num_threads, activation, addend, write, advance, team)
     with np.errstate(all="ignore"):  # infinities and NaN are results like others
         vectors = _OPERATORS[op](batch)
     for name, vector in zip((name for name in names if name not in TENSORS), vectors, strict=True):
-        _write_header(streams[name], vector)
-        _write(streams[name], vector)
+        if team.rank == 0:
+            streams[name].write(_header(vector))
+            _write(streams[name], vector)
         results[name] = vector
     for file in files.values():
         file.check_unchanged()
     return {name: results[name] for name in names}
 
 
+Sum = TypeVar("Sum", exact.ExactStatistics, exact.ExactSums)
+
+
+class Sums(Generic[Sum]):
+    """Exact sums over the slabs, in the end over those of all processes."""
+
+    def __init__(self) -> None:
+        # By first channel: two slabs have all their channels in common, or none.
+        self._by_channel: dict[int, Sum] = {}
+
+    def add(self, channels: slice, part: Sum) -> None:
+        earlier = self._by_channel.get(channels.start)
+        self._by_channel[channels.start] = earlier.merge(part) if earlier else part
+
+    def of_all(self, team: Team) -> Iterator[tuple[slice, Sum]]:
+        """The sums by the channels that they are of; all processes must ask for them."""
+        parts: dict[int, list[Sum]] = {}
+        for each in team.share(self._by_channel):
+            for start, part in each.items():
+                parts.setdefault(start, []).append(part)
+        for start, (first, *others) in parts.items():
+            yield slice(start, start + first.channels), first.merge(*others)
+
+
 def _training(batch: Batch) -> tuple[Array, ...]:
-    # By first channel: two slabs have all their channels in common, or none.
-    merged: dict[int, bnbp.BatchNormStatistics] = {}
+    own = Sums[exact.ExactStatistics]()
 
     def gather(channels: slice, operands: Operands) -> None:
-        part = bnbp.batch_norm_training_statistics(operands.input, **batch.options)
-        earlier = merged.get(channels.start)
-        merged[channels.start] = bnbp.merge_statistics(earlier, part) if earlier else part
+        own.add(channels, exact.batch_norm_training_statistics(operands.input, **batch.options))
 
     def normalize(channels: slice, operands: Operands) -> None:
         shift = None if beta is None else beta[channels]
@@ -322,33 +381,26 @@ def _training(batch: Batch) -> tuple[Array, ...]:
     nothing = batch.nothing()
     # The operator itself says of which type they are, and what they are of an empty batch.
     _, mean, variance = bnbp.batch_norm_training(*nothing[:3], batch.epsilon, **batch.options)
-    rest = np.zeros(batch.channels)  # what `mean` has lost by rounding, in standard deviations
-    for first, statistics in merged.items():
-        channels = slice(first, first + statistics.mean.size)
-        mean[channels], variance[channels] = statistics.mean, statistics.variance
-        rest[channels] = (statistics.mean - mean[channels]) / np.sqrt(statistics.variance + batch.epsilon)
-    beta = nothing.beta
-    # With an activation the operator normalises with the statistics as it returns them. Without one it does so with
-    # the exact ones. The rest of a mean may be much beside a small variance, and `beta` makes up for it.
-    if batch.activation is None:
-        gamma = 1 if nothing.gamma is None else nothing.gamma
-        beta = ((0 if beta is None else beta) - gamma * rest).astype(mean.dtype)
+    exactly = bnbp.BatchNormStatistics(batch.count, np.full(batch.channels, np.nan), np.full(batch.channels, np.nan))
+    for channels, statistics in own.of_all(batch.team):
+        _, exactly.mean[channels], exactly.m2[channels] = statistics.round()
+    mean[:], variance[:], shifted = as_operands(exactly, nothing.gamma, nothing.beta, batch.epsilon, mean.dtype)
+    # With an activation the operator normalises with the statistics as it returns them, without one as they are.
+    beta = nothing.beta if batch.activation else shifted
     batch.each(normalize)
     return mean, variance
 
 
 def _training_backprop(batch: Batch) -> tuple[Array, ...]:
-    sums = np.zeros((2, batch.channels))
-
-    def reduce(channels: slice, operands: Operands) -> None:
-        sums[:, channels] += _reduce(batch, operands)
+    own = Sums[exact.ExactSums]()
+    batch.each(lambda channels, operands: own.add(channels, _reduce(batch, operands)))
+    sums = _sums_of_all(batch, own)
 
     def apply(channels: slice, operands: Operands) -> None:
         _write_deltas(batch, _apply(batch, operands, sums[:, channels], of_elements=True))
 
-    batch.each(reduce)
     batch.each(apply)
-    return _sums_of_all(batch, sums)
+    return _vectors(batch, sums)
 
 
 def _inference(batch: Batch) -> tuple[Array, ...]:
@@ -357,15 +409,15 @@ def _inference(batch: Batch) -> tuple[Array, ...]:
 
 
 def _inference_backprop(batch: Batch) -> tuple[Array, ...]:
-    sums = np.zeros((2, batch.channels))
+    own = Sums[exact.ExactSums]()
 
     def reduce_and_apply(channels: slice, operands: Operands) -> None:
-        sums[:, channels] += _reduce(batch, operands)
+        own.add(channels, _reduce(batch, operands))
         options = _gradient_options(batch, operands, of_elements=True)
         _write_deltas(batch, bnbp.batch_norm_inference_backprop(*operands[:6], batch.epsilon, **options))
 
     batch.each(reduce_and_apply)
-    return _sums_of_all(batch, sums)  # the two have the same formulas in training
+    return _vectors(batch, _sums_of_all(batch, own))  # the two have the same formulas in training
 
 
 def _normalize(batch: Batch, operands: Operands) -> None:
@@ -373,12 +425,12 @@ def _normalize(batch: Batch, operands: Operands) -> None:
     batch.write("normalized", bnbp.batch_norm_inference(*operands[:5], batch.epsilon, **options))
 
 
-def _reduce(batch: Batch, operands: Operands) -> bnbp.BatchNormTrainingBackpropSums:
+def _reduce(batch: Batch, operands: Operands) -> exact.ExactSums:
     mask: dict[str, Any] = {}
     if batch.activation:
         mask = {name: getattr(operands, name) for name in ("gamma", "beta", "variance", "normalized")}
         mask |= {"epsilon": batch.epsilon, "activation": batch.activation, "addend": batch.addend_delta}
-    return bnbp.batch_norm_training_backprop_reduce(
+    return exact.batch_norm_training_backprop_reduce(
         operands.input, operands.mean, operands.normalized_delta, **mask, **batch.options
     )
 
@@ -405,7 +457,14 @@ def _write_deltas(batch: Batch, results: Any) -> None:
         batch.write("addend_delta", results.addend_delta)
 
 
-def _sums_of_all(batch: Batch, sums: Array) -> tuple[Array, ...]:
+def _sums_of_all(batch: Batch, own: Sums[exact.ExactSums]) -> Array:
+    sums = np.zeros((2, batch.channels))
+    for channels, part in own.of_all(batch.team):
+        sums[:, channels] = part.round()
+    return sums
+
+
+def _vectors(batch: Batch, sums: Array) -> tuple[Array, ...]:
     results = _apply(batch, batch.nothing(), sums, of_elements=False)
     return results.gamma_delta, results.beta_delta
 

@@ -1,12 +1,13 @@
 """``bnbp run``: an operator on the arrays of a file, or of a folder of files that may be larger than memory."""
 
 import difflib
+import hashlib
 import os
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
 import typer
@@ -18,7 +19,8 @@ import bnbp
 
 from . import outofcore
 from .files import check_output, new_files, write_file
-from .operators import Activation, Operator, inputs, is_backprop, optional, outputs
+from .operators import TENSORS, Activation, Operator, inputs, is_backprop, optional, outputs
+from .team import Comm, Team, team_of
 from .terminal import Failure, console, or_fail_to, print_line, progress_bar
 
 __all__ = ["run"]
@@ -45,6 +47,14 @@ def run(
     num_threads: Annotated[
         int | None, typer.Option(metavar="N", help="Upper limit of threads.", show_default="as bnbp info says")
     ] = None,
+    comm: Annotated[
+        Comm | None,
+        typer.Option(
+            metavar="none|mpi",
+            help="Share the work among the processes of mpirun, or have each do all of it.",
+            show_default="mpi, if mpirun has started several",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace results that exist.")] = False,
 ) -> None:
     """Run an operator on the arrays of an .npz file, or of a folder of .npy files, and save its results in another.
@@ -60,6 +70,10 @@ def run(
     In a folder the arrays are input.npy, mean.npy and so on, and the tensors may be larger than memory: a small part of
     each is there at a time. The results may go into the same folder. Results that lie there already and are no inputs
     of the operator are left alone.
+
+    With a folder, `mpirun -n 4 bnbp run FOLDER -o OUT` shares the work among 4 processes, which all must see the same
+    folders. Each reads and writes its part of the tensors. The results have the same bits on any number of processes.
+    A program that runs under mpirun, and starts bnbp run for itself, needs `--comm none`.
     """
     options: dict[str, Any] = {"epsilon": epsilon, "channel_axis": channel_axis, "num_threads": num_threads}
     options["activation"] = str(activation) if activation else None
@@ -67,7 +81,19 @@ def run(
         options["addend"] = addend
     elif addend:
         raise typer.BadParameter(f"{op} adds the array addend if there is one", param_hint="--addend")
-    results = (_run_folder if os.path.isdir(file) else _run_file)(file, output, op, force, options)
+    team = team_of(comm)
+    if os.path.isdir(file):
+        results = _run_folder(file, output, op, force, options, team)
+    elif team.size == 1:
+        results = _run_file(file, output, op, force, options)
+    else:
+        raise typer.BadParameter(
+            f"{team.size} processes share the work on a folder of .npy files, not on a single file; "
+            "--comm none lets each do all of it",
+            param_hint="FILE",
+        )
+    if team.rank:
+        return
     table = Table("result", "shape", "type", box=box.SIMPLE_HEAD)
     for name, array in results.items():
         table.add_row(name, str(array.shape), str(array.dtype))
@@ -89,16 +115,53 @@ def _run_file(file: Path, output: Path, op: Operator, force: bool, options: dict
     return results
 
 
-def _run_folder(folder: Path, output: Path, op: Operator, force: bool, options: dict[str, Any]) -> Arrays:
+def _run_folder(
+    folder: Path, output: Path, op: Operator, force: bool, options: dict[str, Any], team: Team
+) -> Arrays:
     results = outputs(op, options.get("addend", False))
-    with ExitStack() as opened, _or_refuse():
-        _check_output_folder(output, results, force)
+    with team, ExitStack() as opened, _or_refuse():
+        if team.rank == 0:
+            _check_output_folder(output, results, force)
         names = _npy_names(folder, op, options)
         files = {name: opened.enter_context(_open_npy(folder / f"{name}.npy")) for name in names}
         outofcore.check(op, files, **options)
-        with new_files(output, results, force) as streams, progress_bar() as progress:
-            task = progress.add_task(op, total=outofcore.steps(op, files))
-            return outofcore.compute(op, files, streams, lambda: progress.advance(task), **options)
+        _check_agreement(team, op, files, options)
+        with _new_files(team, output, results, force) as streams, progress_bar(team.rank == 0) as progress:
+            task = progress.add_task(op, total=outofcore.steps(op, files, team))
+            return outofcore.compute(op, files, streams, lambda: progress.advance(task), team, **options)
+
+
+def _check_agreement(team: Team, op: Operator, files: dict[str, outofcore.NpyFile], options: dict[str, Any]) -> None:
+    """Refuse processes that were told, or see, different things."""
+    told = {"operator": str(op), **options, "num_threads": None}
+    vectors = {name: file.read().tobytes() for name, file in files.items() if name not in TENSORS}
+    seen = {
+        name: (file.like.shape, str(file.like.dtype), file.fortran_order, hashlib.sha256(vectors.get(name, b"")).digest())
+        for name, file in files.items()
+    }
+    first, *others = team.share((told, seen))
+    for rank, other in enumerate(others, 1):
+        for mine, its, verb in zip(first, other, ("was given", "sees"), strict=True):
+            for name in sorted(mine.keys() | its.keys()):
+                if mine.get(name) != its.get(name):
+                    raise Failure(f"process {rank} {verb} another {name} than process 0")
+
+
+@contextmanager
+def _new_files(team: Team, folder: Path, names: Iterable[str], force: bool) -> Iterator[dict[str, BinaryIO]]:
+    """The files of :func:`new_files`, which the first process makes, and all write to."""
+    with ExitStack() as opened:
+        streams = opened.enter_context(new_files(folder, names, force)) if team.rank == 0 else {}
+        paths = team.share({name: os.path.abspath(stream.name) for name, stream in streams.items()})[0]
+        with or_fail_to(f"write {folder}"):
+            if team.rank:
+                streams = {name: opened.enter_context(open(path, "r+b")) for name, path in paths.items()}
+            yield streams
+            for stream in streams.values():
+                stream.flush()
+                if team.rank:  # the first process does so later
+                    os.fsync(stream.fileno())
+        team.share(None)  # all is written; now the files get their names
 
 
 def _check_output_folder(output: Path, results: Iterable[str], force: bool) -> None:

@@ -35,10 +35,10 @@ def print_line(text: str) -> None:
     console.print(printable(text), soft_wrap=True, markup=False, highlight=False)
 
 
-def progress_bar() -> Progress:
+def progress_bar(visible: bool = True) -> Progress:
     """A progress bar, on a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, disable=not console.is_terminal)
+    return Progress(*columns, console=console, disable=not (visible and console.is_terminal))
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

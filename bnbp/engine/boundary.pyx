@@ -159,6 +159,7 @@ cdef class Operator:
     cdef object result              # the named tuple of the outputs; None for an operator with one output
     cdef object result_with_addend  # the same with `addend_delta`
     cdef bint counts                # whether the result starts with the number of a channel's elements
+    cdef bint computes              # or else everything is checked, and the results' memory taken, and that is all
     cdef bint exact                 # whether sums are added to the digits that the last argument is
 
 
@@ -169,12 +170,13 @@ method.ml_flags = METH_FASTCALL  # Cython's own functions would be given a tuple
 method.ml_doc = NULL
 
 
-def function_of(str name, result, result_with_addend=None):
+def function_of(str name, result, result_with_addend=None, bint computes=True):
     """What calls an operator: `f(*inputs, epsilon, channel_axis, activation, addend, output_mask, out, num_threads
     [, count or digits])`.
 
     It returns `result`, a named tuple, of the outputs; `result_with_addend`, if there is an addend's gradient among
-    them. If `result` is None, it returns the first output.
+    them. If `result` is None, it returns the first output. With `computes` false the outputs are as they were, or as
+    they were allocated: they fit the arguments, and the call that computes can be given them.
     """
     cdef Operator op = Operator()
     op.signature = signature_of(name.encode())
@@ -184,6 +186,7 @@ def function_of(str name, result, result_with_addend=None):
     op.result = result
     op.result_with_addend = result_with_addend or result
     op.counts = name == "BatchNormTrainingStatistics"
+    op.computes = computes
     op.exact = name.endswith(" (exact)")
     return PyCFunction_New(&method, op)
 
@@ -241,7 +244,8 @@ cdef object call(object self, PyObject** arguments, Py_ssize_t count):
     patience.begin()
     with nogil:
         call.check_outputs(operands.outputs, outputs)
-        call.run(table, threads)
+        if op.computes:
+            call.run(table, threads)
     return result_of(op, call, operands, outputs)
 
 

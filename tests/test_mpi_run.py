@@ -1,0 +1,209 @@
+"""`bnbp run` under ``mpirun``: the files of one process, to the byte, and one message of what goes wrong."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import DTYPES
+from mpirun import ENVIRONMENT, launcher, mpirun
+from test_cli import OUTPUTS, names_in
+from test_outofcore import FUSED, LAYOUTS, load, options_of, outputs_of, save_folder, save_fused
+
+import bnbp
+from bnbp.cli import outofcore
+
+pytestmark = pytest.mark.cluster
+
+#: The command with slabs of 64 bytes, and something that happens on one of the processes.
+PROGRAM = """
+import os, signal, sys
+import bnbp
+from bnbp import cli
+from bnbp.cli import outofcore
+
+outofcore.SLAB = 64
+rank = int(os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ.get("PMI_RANK") or 0)
+apply, calls = bnbp.batch_norm_training_backprop_apply, 0
+
+def interfere(*arguments, **options):
+    global calls
+    calls += 1
+    if calls == 3:
+        {event}
+    return apply(*arguments, **options)
+
+bnbp.batch_norm_training_backprop_apply = interfere
+sys.exit(cli.main())
+"""
+
+
+def run(number, *arguments, cwd, event="pass", **options):
+    return mpirun(number, "-c", PROGRAM.format(event=event), "run", *arguments, cwd=cwd, **options)
+
+
+def run_alone(folder, out, *arguments):
+    """One process; in this one, so that many cases take little time."""
+    from bnbp import cli
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outofcore, "SLAB", 64)
+        assert not cli.app(["run", str(folder), "-o", str(out), *arguments], prog_name="bnbp", standalone_mode=False)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def messages(done):
+    """The lines that are bnbp's own: mpirun has something to say of an exit code."""
+    return [line for line in done.stderr.splitlines() if line.startswith("bnbp:")]
+
+
+@pytest.mark.filterwarnings("ignore:invalid value", "ignore:Mean of empty", "ignore:Degrees of freedom")
+@pytest.mark.parametrize("number", [2, 3, 5])
+@pytest.mark.parametrize("op", OUTPUTS)
+def test_the_files_are_those_of_one_process(tmp_path, op, number):
+    """All layouts and orders, with fewer slabs than processes among them; types and activations."""
+    batches = []
+    for k, (shape, axis) in enumerate(LAYOUTS):
+        dtype = DTYPES[k % 4]
+        activation, addend, normalized = FUSED[k % 5]
+        folder = tmp_path / str(k)
+        folder.mkdir()
+        how = {"shape": shape, "axis": axis, "dtype": np.float64 if 0 in shape else dtype}
+        save_fused(folder / "in", op, activation, addend, normalized, orders=("CC", "FF", "CF")[k % 3], **how)
+        batches.append([*options_of(op, activation, addend), "--channel-axis", str(axis)])
+        run_alone(folder / "in", folder / "one", *batches[-1])
+    # One launch for all of them: starting processes takes longer than what they do.
+    program = PROGRAM.format(event="pass").replace("sys.exit(cli.main())", "") + (
+        "for k, arguments in enumerate({!r}):\n"
+        "    sys.argv[1:] = ['run', f'{{k}}/in', '-o', f'{{k}}/all', *arguments]\n"
+        "    assert cli.main() == 0, k\n"
+    ).format(batches)
+    done = mpirun(number, "-c", program, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("saved in") == len(batches)  # by one process
+    for k in range(len(batches)):
+        assert sorted(contents(tmp_path / str(k) / "all")) == sorted(contents(tmp_path / str(k) / "one"))
+        for name, data in contents(tmp_path / str(k) / "one").items():
+            assert contents(tmp_path / str(k) / "all")[name] == data, (k, name)
+
+
+def test_the_bits_are_those_of_the_operators_over_mpi(tmp_path):
+    """In slabs of whole samples, which then are summed up like the samples of any process."""
+    arrays = save_folder(tmp_path / "in", "training_backprop", (23, 3, 5, 6))
+    for slab in (400, 4000):
+        program = f"import sys; from bnbp import cli; cli.outofcore.SLAB = {slab}; sys.exit(cli.main())"
+        done = mpirun(2, "-c", program, "run", "in", "-o", f"out{slab}", cwd=tmp_path)
+        assert (done.returncode, messages(done)) == (0, [])
+    mpi = "import sys, numpy as np, bnbp.mpi\n" + (
+        "names = 'input', 'gamma', 'beta', 'mean', 'variance', 'normalized_delta'\n"
+        "result = bnbp.mpi.batch_norm_training_backprop(*(np.load(f'in/{name}.npy') for name in names))\n"
+        "for name, value in result._asdict().items(): np.save(f'{name}.npy', value)\n"
+    )
+    assert mpirun(1, "-c", mpi, cwd=tmp_path).returncode == 0
+    plain = bnbp.batch_norm_training_backprop(**arrays)
+    for name in outputs_of("training_backprop", False):
+        expected = (tmp_path / f"{name}.npy").read_bytes()
+        assert (tmp_path / "out400" / f"{name}.npy").read_bytes() == expected
+        assert (tmp_path / "out4000" / f"{name}.npy").read_bytes() == expected
+        np.testing.assert_allclose(load(tmp_path / f"{name}.npy"), getattr(plain, name), rtol=1e-5, atol=1e-4)
+
+
+def test_mpirun_is_noticed_and_can_be_left_out_of_account(tmp_path):
+    save_folder(tmp_path / "in")
+    done = run(2, "in", "-o", "out", cwd=tmp_path)
+    assert (done.returncode, done.stdout.count("saved in"), messages(done)) == (0, 1, [])
+    program = PROGRAM.format(event="pass").replace("cli.main", "sys.argv.append(str(rank)) or cli.main")
+    done = mpirun(2, "-c", program, "run", "in", "--comm", "none", "-o", cwd=tmp_path)
+    assert (done.returncode, done.stdout.count("saved in"), messages(done)) == (0, 2, [])
+    assert contents(tmp_path / "0") == contents(tmp_path / "1") == contents(tmp_path / "out")
+    done = mpirun(1, "-m", "bnbp", "run", "in", "--comm", "mpi", "-o", "one", cwd=tmp_path)
+    assert (done.returncode, done.stdout.count("saved in"), messages(done)) == (0, 1, [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["in", "-o", "out", "--epsilon", "-1"], 1, "epsilon: expected a finite number >= 0"),
+        (["in", "-o", "no/out"], 1, "cannot write no/out: there is no folder no"),
+        (["in", "-o", "file"], 1, "cannot write file: it is not a folder"),
+        (["in", "-o", "out", "--op", "training"], 1, "in: unknown array 'mean'"),
+        (["none", "-o", "out"], 2, "FILE: 3 processes share the work on a folder of .npy files, not on a single file"),
+        (["in", "-o", "out", "--op", "trainin"], 2, "'trainin' is not one of"),
+    ],
+)
+def test_a_mistake_is_told_once(tmp_path, arguments, code, says):
+    save_folder(tmp_path / "in")
+    (tmp_path / "file").write_text("precious")
+    done = run(3, *arguments, cwd=tmp_path)
+    assert done.returncode == code, done
+    (message,) = messages(done)
+    assert says in message
+    assert "saved in" not in done.stdout
+    assert names_in(tmp_path) == ["file", "in"]
+
+
+@pytest.mark.parametrize("where", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("event", "says"),
+    [
+        ("raise OSError(28, os.strerror(28))", "cannot write out: No space left on device"),
+        ("raise MemoryError", "there is not enough memory"),
+        ("os.truncate('in/input.npy', 200)", "cannot read in/input.npy: it has changed meanwhile"),
+        ("os.kill(os.getpid(), signal.SIGTERM)", "interrupted"),
+    ],
+)
+def test_nothing_is_left_of_a_run_that_fails_on_one_process(tmp_path, event, says, where):
+    save_folder(tmp_path / "in")
+    done = run(3, "in", "-o", "out", cwd=tmp_path, event=f"if rank == {where}: {event}")
+    assert done.returncode == 1
+    (message,) = messages(done)
+    anywhere = "truncate" in event  # the others may be the first to see it
+    assert message.endswith(f": {says}") if anywhere else message == f"bnbp: {f'process {where}: ' * (where > 0)}{says}"
+    assert names_in(tmp_path) == ["in"]
+
+
+def test_processes_that_see_different_things(tmp_path):
+    for name in ("0", "1"):
+        (tmp_path / name).mkdir()
+        save_folder(tmp_path / name / "in")
+    np.save(tmp_path / "1" / "in" / "variance.npy", np.ones(3, np.float32))
+    for event, says in (
+        ("os.chdir(str(rank))", "process 1 sees another variance than process 0"),
+        ("rank and sys.argv.extend(['--epsilon', '0.5'])", "process 1 was given another epsilon than process 0"),
+    ):
+        program = PROGRAM.format(event="pass").replace("sys.exit", f"{event}\nsys.exit")
+        folder = "in" if "chdir" in event else "0/in"
+        done = mpirun(2, "-c", program, "run", folder, "-o", str(tmp_path / "out"), cwd=tmp_path)
+        assert (done.returncode, messages(done)) == (1, [f"bnbp: {says}"])
+        assert names_in(tmp_path) == ["0", "1"]
+
+
+def test_ctrl_c_ends_all_of_them(tmp_path):
+    save_folder(tmp_path / "in")
+    command, environment = launcher()
+    event = "open(f'at-{rank}', 'w').close(); rank == 1 and __import__('time').sleep(60)"  # the others wait for it
+    with subprocess.Popen(
+        [*command, "-n", "3", sys.executable, "-c", PROGRAM.format(event=event), "run", "in", "-o", "out"],
+        cwd=tmp_path,
+        env={**os.environ, **ENVIRONMENT, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as processes:
+        try:
+            deadline = time.monotonic() + 60
+            while not (tmp_path / "at-1").exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            processes.send_signal(signal.SIGINT)
+            processes.communicate(timeout=50)
+        finally:
+            processes.kill()
+    assert processes.returncode != 0
+    assert not list(tmp_path.glob("out/*.npy"))
