@@ -32,8 +32,8 @@ one and the same ValueError. Nothing has been written then, nobody waits, and th
 the second collective, the work of each rank is its own. A rank that dies, or does not call, is MPI's affair.
 
 **Threads.** Every rank is a process with threads of its own: as many as there are CPUs that the process may use, or as
-``BNBP_NUM_THREADS`` says. Open MPI gives each rank a core of its own where there are enough of them; the rank then takes
-one thread. Where ranks share cores, as with ``--oversubscribe`` and with MPICH's default, set ``BNBP_NUM_THREADS`` to
+``BNBP_NUM_THREADS`` says. Open MPI binds each rank to a core of its own where one or two of them are started; the rank
+then takes one thread. With more ranks it binds them to larger parts of the machine. Where ranks share cores, as with ``--oversubscribe`` and with MPICH's default, set ``BNBP_NUM_THREADS`` to
 the number of cores for each rank. The bits do not depend on it. The functions of one communicator must not be called
 from several Python threads at once.
 

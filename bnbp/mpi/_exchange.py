@@ -177,9 +177,7 @@ def _raise_for_others(failed: NDArray[np.uint8], texts: list[bytes]) -> NoReturn
     ranks_by_text: dict[bytes, list[int]] = {}
     for rank in np.flatnonzero(failed):
         ranks_by_text.setdefault(texts[rank], []).append(int(rank))
-    message = "; ".join(
-        f"{_ranks(ranks)}: {text.decode(errors='replace')}" for text, ranks in ranks_by_text.items()
-    )
+    message = "; ".join(f"{_ranks(ranks)}: {text.decode(errors='replace')}" for text, ranks in ranks_by_text.items())
     first = int(failed[np.flatnonzero(failed)[0]]) - 1
     raise (*ERRORS, RuntimeError)[first](message)
 
