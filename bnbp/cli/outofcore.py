@@ -359,7 +359,7 @@ class Sums(Generic[Sum]):
 
     def of_all(self, team: Team) -> Iterator[tuple[slice, Sum]]:
         """The sums by the channels that they are of; all processes must ask for them."""
-        parts: dict[int, list[Sum]] = {}
+        parts: dict[int, list[Any]] = {}
         for each in team.share(self._by_channel):
             for start, part in each.items():
                 parts.setdefault(start, []).append(part)

@@ -47,7 +47,7 @@ class Contribution(NamedTuple):
 
     terms: Terms
     #: Elements of a channel.
-    count: int
+    elements: int
     #: Its part of the sums.
     part: bytes
 
@@ -88,7 +88,7 @@ def fingerprint(array: NDArray[Any] | None) -> Hash:
     """A number that tells the values of an argument from others; 0 for None."""
     if array is None:
         return 0
-    digest = hashlib.blake2b(np.ascontiguousarray(array).view(np.uint8), digest_size=8).digest()
+    digest = hashlib.blake2b(array.tobytes(), digest_size=8).digest()
     return int.from_bytes(digest, "little") | 1
 
 
@@ -157,7 +157,7 @@ def _write(header: Any, mine: Contribution) -> None:
     header["type"] = TYPES.index(terms.type)
     header["parameter_type"] = TYPES.index(terms.parameter_type)
     header["activation"] = ACTIVATIONS.index(terms.activation)
-    header["count"] = mine.count
+    header["count"] = mine.elements
     for name in ("reproducible", "addend", "channels", "epsilon", "gamma", "beta", "mean", "variance"):
         header[name] = getattr(terms, name)
 
