@@ -156,7 +156,9 @@ def one_case(types, axis, activation, has_addend, reproducible, common, of_all):
             worst[name] = max(worst.get(name, 0), error)
         size = abs(wide(dy)[0])
         if op == "training":
-            size = size + along(sums_of_terms[1], axis) / m * of_sum / eps(dtype) + abs(along(right.beta_delta, axis)) / m
+            size = (
+                size + along(sums_of_terms[1], axis) / m * of_sum / eps(dtype) + abs(along(right.beta_delta, axis)) / m
+            )
             size = size + abs(xhat) * (
                 along(sums_of_terms[0], axis) / m * of_sum / eps(dtype) + abs(along(right.gamma_delta, axis)) / m
             )
@@ -181,9 +183,7 @@ def in_place():
     plain = bnbp.mpi.batch_norm_training(own[0], gamma, beta, activation="relu", addend=own[1])
     vectors = [np.full(2 * CHANNELS, 7, np.float32)[::2], np.empty(CHANNELS, np.float32)]
     target = own[0].copy()
-    result = bnbp.mpi.batch_norm_training(
-        target, gamma, beta, activation="relu", addend=own[1], out=(target, *vectors)
-    )
+    result = bnbp.mpi.batch_norm_training(target, gamma, beta, activation="relu", addend=own[1], out=(target, *vectors))
     same = [result.normalized is target, result.batch_mean is vectors[0], result.batch_variance is vectors[1]]
     same += [np.array_equal(a, b) for a, b in zip(result, plain, strict=True)]
     operands = own[0], gamma, beta, plain.batch_mean, plain.batch_variance
@@ -198,8 +198,7 @@ def in_place():
         mask = [bool(RANK >> k & 1) for k in range(4)]
         some = operator(*operands, own[2], **options, output_mask=mask)
         same += [
-            a is None if not wanted else np.array_equal(a, b)
-            for a, b, wanted in zip(some, every, mask, strict=True)
+            a is None if not wanted else np.array_equal(a, b) for a, b, wanted in zip(some, every, mask, strict=True)
         ]
     return {"same": same}
 
@@ -288,7 +287,7 @@ def disagreements():
 
 def failures():
     """The last rank is given rubbish, and must be the only one to have more than its number to say."""
-    x, addend, dy, gamma, beta = batch(np.float32, np.float32, 1)
+    x, _, dy, gamma, beta = batch(np.float32, np.float32, 1)
     x, dy = part_of(x, 1).copy(), part_of(dy, 1)
     mean, variance = np.zeros(CHANNELS, np.float32), np.ones(CHANNELS, np.float32)
     last = RANK == SIZE - 1

@@ -185,8 +185,7 @@ def test_the_package_does_not_import_mpi():
 def test_a_rank_that_dies_ends_the_others(tmp_path):
     """Which MPI sees to."""
     program = "import os, bnbp.mpi, numpy as np; from mpi4py import MPI\n" + (
-        "if MPI.COMM_WORLD.Get_rank() == 1: os.kill(os.getpid(), 9)\n"
-        "bnbp.mpi.batch_norm_training(np.ones((2, 3)))"
+        "if MPI.COMM_WORLD.Get_rank() == 1: os.kill(os.getpid(), 9)\nbnbp.mpi.batch_norm_training(np.ones((2, 3)))"
     )
     assert mpirun(3, "-c", program, cwd=tmp_path, timeout=60).returncode != 0
 

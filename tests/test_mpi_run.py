@@ -64,7 +64,7 @@ def messages(done):
 
 
 @pytest.mark.filterwarnings("ignore:invalid value", "ignore:Mean of empty", "ignore:Degrees of freedom")
-@pytest.mark.parametrize("number", [2, 3, 5])
+@pytest.mark.parametrize("number", [2, 5])
 @pytest.mark.parametrize("op", OUTPUTS)
 def test_the_files_are_those_of_one_process(tmp_path, op, number):
     """All layouts and orders, with fewer slabs than processes among them; types and activations."""
@@ -80,10 +80,10 @@ def test_the_files_are_those_of_one_process(tmp_path, op, number):
         run_alone(folder / "in", folder / "one", *batches[-1])
     # One launch for all of them: starting processes takes longer than what they do.
     program = PROGRAM.format(event="pass").replace("sys.exit(cli.main())", "") + (
-        "for k, arguments in enumerate({!r}):\n"
-        "    sys.argv[1:] = ['run', f'{{k}}/in', '-o', f'{{k}}/all', *arguments]\n"
+        f"for k, arguments in enumerate({batches!r}):\n"
+        "    sys.argv[1:] = ['run', f'{k}/in', '-o', f'{k}/all', *arguments]\n"
         "    assert cli.main() == 0, k\n"
-    ).format(batches)
+    )
     done = mpirun(number, "-c", program, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("saved in") == len(batches)  # by one process
@@ -148,7 +148,7 @@ def test_a_mistake_is_told_once(tmp_path, arguments, code, says):
     assert names_in(tmp_path) == ["file", "in"]
 
 
-@pytest.mark.parametrize("where", [0, 1, 2])
+@pytest.mark.parametrize("where", [0, 2])
 @pytest.mark.parametrize(
     ("event", "says"),
     [

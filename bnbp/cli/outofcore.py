@@ -4,8 +4,8 @@ A pass goes through the tensors in slabs: boxes of at most ``SLAB`` bytes that a
 beginning to its end, each mapped while it is worked on. Several processes each take slabs that follow each other, and
 write their part of the results where it belongs in the files.
 
-The slabs depend on the shape alone, and their sums are put together exactly (see :mod:`bnbp.exact`). So the results have
-the same bits on any number of processes. Where a sample fits into a slab, they are also the bits that
+The slabs depend on the shape alone, and their sums are put together exactly (see :mod:`bnbp.exact`). So the results
+have the same bits on any number of processes. Where a sample fits into a slab, they are also the bits that
 :mod:`bnbp.mpi` computes of the same arrays in memory.
 
 An array in Fortran order is taken for its transpose, which is in C order: an operator does not mind in which order the
@@ -359,7 +359,7 @@ class Sums(Generic[Sum]):
 
     def of_all(self, team: Team) -> Iterator[tuple[slice, Sum]]:
         """The sums by the channels that they are of; all processes must ask for them."""
-        parts: dict[int, list[Sum]] = {}
+        parts: dict[int, list[Any]] = {}
         for each in team.share(self._by_channel):
             for start, part in each.items():
                 parts.setdefault(start, []).append(part)

@@ -115,9 +115,7 @@ def _run_file(file: Path, output: Path, op: Operator, force: bool, options: dict
     return results
 
 
-def _run_folder(
-    folder: Path, output: Path, op: Operator, force: bool, options: dict[str, Any], team: Team
-) -> Arrays:
+def _run_folder(folder: Path, output: Path, op: Operator, force: bool, options: dict[str, Any], team: Team) -> Arrays:
     results = outputs(op, options.get("addend", False))
     with team, ExitStack() as opened, _or_refuse():
         if team.rank == 0:
@@ -136,7 +134,12 @@ def _check_agreement(team: Team, op: Operator, files: dict[str, outofcore.NpyFil
     told = {"operator": str(op), **options, "num_threads": None}
     vectors = {name: file.read().tobytes() for name, file in files.items() if name not in TENSORS}
     seen = {
-        name: (file.like.shape, str(file.like.dtype), file.fortran_order, hashlib.sha256(vectors.get(name, b"")).digest())
+        name: (
+            file.like.shape,
+            str(file.like.dtype),
+            file.fortran_order,
+            hashlib.sha256(vectors.get(name, b"")).digest(),
+        )
         for name, file in files.items()
     }
     first, *others = team.share((told, seen))

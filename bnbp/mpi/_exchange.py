@@ -5,6 +5,8 @@ those that do not go on all raise.
 """
 
 import hashlib
+import itertools
+import struct
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, NoReturn
 
@@ -47,7 +49,7 @@ class Contribution(NamedTuple):
 
     terms: Terms
     #: Elements of a channel.
-    count: int
+    elements: int
     #: Its part of the sums.
     part: bytes
 
@@ -69,6 +71,8 @@ HEADER = np.dtype(
         ("length", "<i8"),  # bytes that follow
     ]
 )
+TERMS = struct.Struct("<7Bxqd4Q")  # the fields of the header that are the same on all ranks
+COUNTS = struct.Struct("<qq")  # and the others
 
 
 def communicator_of(comm: Any) -> MPI.Intracomm:
@@ -88,7 +92,7 @@ def fingerprint(array: NDArray[Any] | None) -> Hash:
     """A number that tells the values of an argument from others; 0 for None."""
     if array is None:
         return 0
-    digest = hashlib.blake2b(np.ascontiguousarray(array).view(np.uint8), digest_size=8).digest()
+    digest = hashlib.blake2b(array.tobytes(), digest_size=8).digest()
     return int.from_bytes(digest, "little") | 1
 
 
@@ -116,50 +120,53 @@ def exchange(comm: MPI.Intracomm, contribute: Callable[[], Contribution]) -> tup
     ValueError
         On all ranks, if they differ in what they must have in common.
     """
-    own: NDArray[Any] = np.zeros(1, HEADER)
     failure: Exception | None = None
     try:
         mine = contribute()
-        _write(own[0], mine)
-        bytes_of_mine = mine.part
+        terms, elements, own = _pack(mine.terms), mine.elements, mine.part
     except Exception as error:  # whatever it is: the others must not wait for this rank
         failure = error
-        own = np.zeros(1, HEADER)
-        own["failed"] = 1 + next((k for k, kind in enumerate(ERRORS) if isinstance(error, kind)), len(ERRORS))
-        bytes_of_mine = _text_of(error)
-    own["length"] = len(bytes_of_mine)
-    headers: NDArray[Any] = np.empty(comm.Get_size(), HEADER)
-    comm.Allgather([own.view(np.uint8), MPI.BYTE], [headers.view(np.uint8), MPI.BYTE])
+        kind = next((k for k, kind in enumerate(ERRORS) if isinstance(error, kind)), len(ERRORS))
+        terms, elements, own = TERMS.pack(1 + kind, *[0] * 12), 0, _text_of(error)
+    header, size = terms + COUNTS.pack(elements, len(own)), comm.Get_size()
+    everything = bytearray(HEADER.itemsize * size)
+    comm.Allgather([header, MPI.BYTE], [everything, MPI.BYTE])
 
-    if headers["failed"].any():
-        lengths = np.where(headers["failed"], headers["length"], 0)
-        texts = _gather(comm, bytes_of_mine if failure else b"", lengths)
-        if failure is not None:
-            raise failure
-        _raise_for_others(headers["failed"], texts)
-    message = _disagreement(headers)
-    if message:
-        raise ValueError(message)
-    return int(headers["count"].sum()), _gather(comm, bytes_of_mine, headers["length"])
+    headers: NDArray[Any] = np.frombuffer(everything, HEADER)
+    alike = all(everything.startswith(terms, HEADER.itemsize * rank) for rank in range(size))
+    if failure is not None or not alike:
+        if headers["failed"].any():
+            lengths = np.where(headers["failed"], headers["length"], 0)
+            texts = _gather(comm, own if failure else b"", lengths)
+            if failure is not None:
+                raise failure
+            _raise_for_others(headers["failed"], texts)
+        raise ValueError(_disagreement(headers))
+    return int(headers["count"].sum()), _gather(comm, own, headers["length"])
 
 
 def _gather(comm: MPI.Intracomm, own: bytes, lengths: NDArray[np.int64]) -> list[bytes]:
     """The bytes of each rank, in the order of the ranks."""
-    everything = bytearray(int(lengths.sum()))
-    comm.Allgatherv([own, MPI.BYTE], [everything, [int(length) for length in lengths], MPI.BYTE])
-    ends = np.cumsum(lengths)
-    return [bytes(everything[end - length : end]) for end, length in zip(ends, lengths, strict=True)]
+    counts: list[int] = lengths.tolist()
+    everything = bytearray(sum(counts))
+    comm.Allgatherv([own, MPI.BYTE], [everything, counts, MPI.BYTE])
+    ends = itertools.accumulate(counts)
+    return [bytes(everything[end - count : end]) for end, count in zip(ends, counts, strict=True)]
 
 
-def _write(header: Any, mine: Contribution) -> None:
-    terms = mine.terms
-    header["operator"] = OPERATORS.index(terms.operator)
-    header["type"] = TYPES.index(terms.type)
-    header["parameter_type"] = TYPES.index(terms.parameter_type)
-    header["activation"] = ACTIVATIONS.index(terms.activation)
-    header["count"] = mine.count
-    for name in ("reproducible", "addend", "channels", "epsilon", "gamma", "beta", "mean", "variance"):
-        header[name] = getattr(terms, name)
+def _pack(terms: Terms) -> bytes:
+    return TERMS.pack(
+        0,
+        OPERATORS.index(terms.operator),
+        terms.reproducible,
+        TYPES.index(terms.type),
+        TYPES.index(terms.parameter_type),
+        ACTIVATIONS.index(terms.activation),
+        terms.addend,
+        terms.channels,
+        terms.epsilon + 0.0,  # which has one zero
+        *terms[-4:],
+    )
 
 
 # ---------------------------------------------------------------- errors
@@ -177,15 +184,13 @@ def _raise_for_others(failed: NDArray[np.uint8], texts: list[bytes]) -> NoReturn
     ranks_by_text: dict[bytes, list[int]] = {}
     for rank in np.flatnonzero(failed):
         ranks_by_text.setdefault(texts[rank], []).append(int(rank))
-    message = "; ".join(
-        f"{_ranks(ranks)}: {text.decode(errors='replace')}" for text, ranks in ranks_by_text.items()
-    )
+    message = "; ".join(f"{_ranks(ranks)}: {text.decode(errors='replace')}" for text, ranks in ranks_by_text.items())
     first = int(failed[np.flatnonzero(failed)[0]]) - 1
     raise (*ERRORS, RuntimeError)[first](message)
 
 
 def _disagreement(headers: NDArray[Any]) -> str:
-    """What differs, and on which ranks; nothing if nothing does."""
+    """What differs, and on which ranks."""
     said: list[str] = []
     for field, subject, verb, words in _SUBJECTS:
         if (headers[field] != headers[field][0]).any():

@@ -37,8 +37,12 @@ GradientResult = BatchNormTrainingBackpropResult | BatchNormTrainingBackpropAdde
 
 _gradients = BatchNormTrainingBackpropResult, BatchNormTrainingBackpropAddendResult
 
+# Whose results have one field more with an addend; a type checker cannot know which.
+_apply: Any = bnbp.batch_norm_training_backprop_apply
+_inference_backprop: Any = bnbp.batch_norm_inference_backprop
+
 # They check the arguments, and return the results' memory.
-_prepare = {
+_prepare: dict[str, Any] = {
     "batch_norm_training": boundary.function_of("BatchNormTraining", BatchNormTrainingResult, computes=False),
     "batch_norm_training_backprop": boundary.function_of("BatchNormTrainingBackprop", *_gradients, computes=False),
     "batch_norm_inference_backprop": boundary.function_of("BatchNormInferenceBackprop", *_gradients, computes=False),
@@ -124,8 +128,8 @@ def batch_norm_training(
             "batch_norm_training",
             bool(reproducible),
             result.batch_mean.size,
-            arrays[0].dtype.name,
-            result.batch_mean.dtype.name,
+            arrays[0].dtype.type.__name__,
+            result.batch_mean.dtype.type.__name__,
             float(epsilon),
             activation,
             addend is not None,
@@ -228,9 +232,8 @@ def batch_norm_training_backprop(
     call = _Gradient("batch_norm_training_backprop", reproducible, activation, addend, channel_axis, num_threads)
     operands = [input, gamma, beta, mean, variance, normalized_delta, normalized]
     count, sums = call.sums(comm, operands, epsilon, output_mask, out)
-    return bnbp.batch_norm_training_backprop_apply(  # type: ignore[no-any-return]
-        *call.arrays[:6], *sums, count, epsilon, **call.options(call.mask), out=call.result
-    )
+    _apply(*call.arrays[:6], *sums, count, epsilon, **call.options(call.mask), out=call.result)
+    return call.result
 
 
 def batch_norm_inference(
@@ -344,10 +347,8 @@ def batch_norm_inference_backprop(
     of_sums = [False, *call.mask[1:3], *([False] if addend else [])]
     of_elements = [wanted and not other for wanted, other in zip(call.mask, of_sums, strict=True)]
     # The sums become these two by the formulas of training. They first: an output may take the place of an input.
-    bnbp.batch_norm_training_backprop_apply(
-        *call.arrays[:6], *sums, count, epsilon, **call.options(of_sums), out=call.result
-    )
-    bnbp.batch_norm_inference_backprop(*call.arrays[:6], epsilon, **call.options(of_elements), out=call.result)
+    _apply(*call.arrays[:6], *sums, count, epsilon, **call.options(of_sums), out=call.result)
+    _inference_backprop(*call.arrays[:6], epsilon, **call.options(of_elements), out=call.result)
     return call.result
 
 
@@ -355,7 +356,7 @@ class _Gradient:
     """A call of a gradient operator."""
 
     arrays: list[Any]  # input, gamma, beta, mean, variance, normalized_delta, normalized
-    result: Any  # a named tuple of the results' memory, None for those that are not wanted
+    result: GradientResult  # the results' memory, None for those that are not wanted
     mask: list[bool]
 
     def __init__(
@@ -410,8 +411,8 @@ class _Gradient:
             self.operator,
             bool(self.reproducible),
             mean.size,
-            input.dtype.name,
-            mean.dtype.name,
+            input.dtype.type.__name__,
+            mean.dtype.type.__name__,
             float(epsilon),
             self.activation,
             bool(self.addend),

@@ -1,8 +1,8 @@
 """What a rank contributes, as bytes, and what the contributions of all ranks make together.
 
-There are two ways, and here is the one place that knows of them. The exact one sums up each sample and puts the samples'
-sums together without an error, so that the whole does not depend on who had which sample. The plain one takes the
-operators' halves: a rounded number for each rank, merged in the order of the ranks.
+There are two ways, and here is the one place that knows of them. The exact one sums up each sample and puts the
+samples' sums together without an error, so that the whole does not depend on who had which sample. The plain one takes
+the operators' halves: a rounded number for each rank, merged in the order of the ranks.
 """
 
 from typing import Any
