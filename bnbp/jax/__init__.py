@@ -21,8 +21,8 @@ except ModuleNotFoundError as _error:
         raise
     raise ImportError("bnbp.jax: JAX is missing; install it with `pip install jax`") from None
 
-if tuple(map(int, _jax.__version__.split(".")[:2])) < (0, 5):
-    raise ImportError(f"bnbp.jax: expected JAX 0.5 or later, got {_jax.__version__}")
+if tuple(map(int, _jax.__version__.split(".")[:2])) < (0, 7):
+    raise ImportError(f"bnbp.jax: expected JAX 0.7 or later, got {_jax.__version__}")
 
 from ._functions import (
     batch_norm_inference,

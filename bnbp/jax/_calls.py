@@ -8,7 +8,7 @@ import numpy as np
 
 from . import handlers
 
-__all__ = ["Options", "call", "check", "output_types", "vector"]
+__all__ = ["Options", "alike", "call", "check", "output_types", "vector"]
 
 for _name, _capsule in handlers.capsules().items():
     jax.ffi.register_ffi_target(f"bnbp.{_name}", _capsule, platform="cpu")
@@ -62,12 +62,12 @@ def call(
     wanted: int = -1,
 ) -> Any:
     """Call a handler: with the operands that are not None, for the outputs that have a bit in `wanted`."""
-    given = [operand for operand in operands if operand is not None]
-    given, varying = _alike(given)
+    given = alike(*(operand for operand in operands if operand is not None))
+    mark = _mark(given[0])
     present = sum(1 << k for k, operand in enumerate(operands) if operand is not None)
     function = jax.ffi.ffi_call(
         f"bnbp.{operator}",
-        [Shape(each.shape, each.dtype, **varying) for each in results],
+        [Shape(each.shape, each.dtype, **mark) for each in results],
         vmap_method="sequential",
     )
     return function(
@@ -82,32 +82,37 @@ def call(
     )
 
 
-def _alike(arrays: list[Any]) -> tuple[list[Any], dict[str, Any]]:
-    """The arrays, marked as different on every device on which one of them is, and that mark for the results.
+def alike(*arrays: Any) -> tuple[Any, ...]:
+    """Arrays, or None, all marked as different on every device on which one of them is.
 
-    It is what `jax.shard_map` checks; a foreign function's operands and results must have the same.
+    It is what `jax.shard_map` checks: a foreign function's operands must have the same mark. The gradient of an array
+    that is marked here is added up over the devices.
     """
-    axes: frozenset[Any] = frozenset().union(*map(_axes, arrays))
-    return [vary(each, axes) for each in arrays], {"vma": axes} if axes else {}
+    axes: frozenset[Any] = frozenset().union(*(_axes(each) for each in arrays if each is not None))
+    return tuple(each if each is None else _vary(each, axes - _axes(each)) for each in arrays)
+
+
+def _mark(array: Any) -> dict[str, Any]:
+    """The mark, as the result of a foreign function is told of it; nothing where there is none."""
+    kind = jax.typeof(array)
+    if hasattr(kind, "vma"):  # before JAX 0.10
+        return {"vma": kind.vma}
+    if not _axes(array):
+        return {}
+    mesh = jax.sharding.NamedSharding(kind.sharding.mesh, jax.sharding.PartitionSpec())
+    return {"manual_axis_type": kind.manual_axis_type, "sharding": mesh}
 
 
 def _axes(array: Any) -> frozenset[Any]:
-    """The mesh axes along which an array is known to differ; none in a JAX that does not keep that book."""
-    typeof = getattr(jax, "typeof", None)
-    return getattr(typeof(array), "vma", None) or frozenset() if typeof else frozenset()
+    """The mesh axes along which an array is known to differ."""
+    kind = jax.typeof(array)
+    return kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying  # type: ignore[no-any-return]
 
 
-def vary(array: Any, axes: frozenset[Any]) -> Any:
+def _vary(array: Any, axes: frozenset[Any]) -> Any:
     """Mark an array as different along these axes."""
-    more = tuple(axes - _axes(array))
-    if not more:
+    if not axes:
         return array
     if hasattr(jax.lax, "pcast"):
-        return jax.lax.pcast(array, more, to="varying")
-    return jax.lax.pvary(array, more)
-
-
-def alike(*arrays: Any) -> tuple[Any, ...]:
-    """Arrays, or None, with the same mark; the gradient of one that had none is then added up over the devices."""
-    axes: frozenset[Any] = frozenset().union(*(_axes(each) for each in arrays if each is not None))
-    return tuple(each if each is None else vary(each, axes) for each in arrays)
+        return jax.lax.pcast(array, tuple(axes), to="varying")
+    return jax.lax.pvary(array, tuple(axes))

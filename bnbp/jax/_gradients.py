@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from . import _formulas, _synchronised
-from ._calls import Options, Shape, call, output_types, vector
+from ._calls import Options, Shape, alike, call, output_types, vector
 
 __all__ = ["inference", "inference_backprop", "training", "training_backprop"]
 
@@ -166,8 +166,9 @@ def _backprop(operator: str, options: Options, operands: Any) -> tuple[Any, ...]
 
 
 def _gradient(backprop: Any, options: Options, statistics: Any, delta: Any, normalized: Any) -> tuple[Any, ...]:
-    delta = _dense(delta)
-    input_delta, gamma_delta, beta_delta, addend_delta = backprop(options, *statistics, delta, normalized)
+    operands = alike(*statistics, _dense(delta), normalized)
+    delta = operands[-2]
+    input_delta, gamma_delta, beta_delta, addend_delta = backprop(options, *operands)
     return input_delta, gamma_delta, beta_delta, delta if addend_delta is None else addend_delta
 
 

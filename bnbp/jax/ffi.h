@@ -3,7 +3,7 @@
 ///
 /// These structures are those of xla/ffi/api/c_api.h, which jaxlib brings along and XLA promises not to change within a
 /// major version: new fields come at a structure's end, and each structure says its size. They are declared once more,
-/// so that jaxlib is not needed to compile this and one build serves every jaxlib from 0.5 on.
+/// so that jaxlib is not needed to compile this and one build serves every jaxlib from 0.7 on.
 #ifndef BNBP_JAX_FFI_H
 #define BNBP_JAX_FFI_H
 
