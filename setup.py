@@ -34,8 +34,8 @@ FLAGS = {
     ],
 }
 
-# What has no loop over elements.
-PLAIN = {"msvc": ["/O2", "/std:c++17"], "unix": ["-O2", "-std=c++17"]}
+# What has no loop over elements. That of JAX merges statistics in twofold arithmetic, which contraction would spoil.
+PLAIN = {"msvc": ["/O2", "/std:c++17"], "unix": ["-O2", "-std=c++17", "-ffp-contract=off"]}
 
 # Debug information would be five sixths of the files.
 SMALL = {"msvc": [], "unix": ["-g0", "-fvisibility=hidden"]}
@@ -92,7 +92,7 @@ class BuildExt(build_ext):
         if not compile_args:
             print("bnbp: this compiler has no OpenMP; building the serial kernels")
         for extension in self.extensions:
-            if extension is torch:
+            if extension in (torch, jax):
                 extension.extra_compile_args = PLAIN[kind]
             elif extension is not shared:
                 extension.extra_compile_args = FLAGS[kind] + compile_args + extension.extra_compile_args
@@ -153,6 +153,17 @@ torch = Extension(
     py_limited_api=bool(LIMITED_API),
 )
 
+# The operators for JAX, which is not needed to compile them either.
+jax = Extension(
+    "bnbp.jax.handlers",
+    ["bnbp/jax/handlers.cc"],
+    include_dirs=["bnbp/include"],
+    define_macros=LIMITED_API,
+    depends=HEADERS,
+    language="c++",
+    py_limited_api=bool(LIMITED_API),
+)
+
 # The last two are compiled for each level.
 MODULES = ("boundary", "pool", "exact", "kernels.kernels", "floor")
 
@@ -177,7 +188,7 @@ for module in (core, pool):
     module.include_dirs.append(numpy.get_include())
 
 setup(
-    ext_modules=[shared, core, pool, exact, torch, *(level for each in generated for level in levels_of(each))],
+    ext_modules=[shared, core, pool, exact, torch, jax, *(level for each in generated for level in levels_of(each))],
     cmdclass={"build_ext": BuildExt},
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED_API else {},
 )

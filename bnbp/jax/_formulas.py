@@ -1,0 +1,131 @@
+"""The operators in ``jax.numpy``: what runs on other devices than CPUs, and what second derivatives are taken of.
+
+Each function is the formula of the operator reference. Sums are in float32, or in float64 for float64 tensors.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ._calls import Options
+
+__all__ = ["batch_statistics", "inference", "inference_backprop", "training", "training_backprop"]
+
+
+def training(options: Options, input: Any, gamma: Any, beta: Any, addend: Any) -> tuple[Any, Any, Any]:
+    """Normalise with the batch's own statistics, those of all devices along `axis_name`."""
+    mean, variance = batch_statistics(options, input)
+    dtype = _parameter_type(input, gamma, beta)
+    normalized = inference(options, input, gamma, beta, mean, variance, addend)
+    return normalized, mean.astype(dtype), variance.astype(dtype)
+
+
+def batch_statistics(options: Options, input: Any) -> tuple[Any, Any]:
+    """Mean and biased variance of each channel, before they are rounded to the parameters' type."""
+    x, others = _wide(input), _others(options, input)
+
+    def average(values: Any) -> Any:
+        mean = values.mean(others)
+        return mean if options.axis_name is None else jax.lax.pmean(mean, options.axis_name)
+
+    mean = average(x)
+    return mean, average(jnp.square(x - _along(options, input, mean)))
+
+
+def inference(options: Options, input: Any, gamma: Any, beta: Any, mean: Any, variance: Any, addend: Any) -> Any:
+    """Normalise with given statistics."""
+    x = _wide(input)
+    scale = _inv_std(options, x, variance)
+    scale = scale if gamma is None else gamma * scale
+    y = (x - _along(options, input, mean)) * _along(options, input, scale)
+    if beta is not None:
+        y = y + _along(options, input, beta.astype(x.dtype))
+    if addend is not None:
+        y = y + addend.astype(x.dtype)
+    if options.activation is not None:
+        y = jnp.maximum(y, 0)
+    if options.activation == "relu6":
+        y = jnp.minimum(y, 6)
+    return y.astype(input.dtype)
+
+
+def training_backprop(
+    options: Options, input: Any, gamma: Any, beta: Any, mean: Any, variance: Any, normalized_delta: Any, normalized: Any
+) -> tuple[Any, Any, Any, Any]:
+    """The gradient through the statistics of all devices; those of gamma and beta are of this device's part."""
+    x, others = _wide(input), _others(options, input)
+    delta = _masked(options, input, gamma, beta, mean, variance, normalized_delta, normalized)
+    inv_std = _inv_std(options, x, variance)
+    x_hat = (x - _along(options, input, mean)) * _along(options, input, inv_std)
+    count = input.size // max(input.shape[options.channel_axis], 1)
+    own = delta.sum(others), (delta * x_hat).sum(others)
+    whole = own
+    if options.axis_name is not None:
+        whole = jax.lax.psum(own, options.axis_name)
+        count *= jax.lax.psum(1, options.axis_name)
+    delta_sum, product_sum = (_along(options, input, each) / count for each in whole)
+    scale = inv_std if gamma is None else gamma * inv_std
+    input_delta = _along(options, input, scale) * (delta - delta_sum - x_hat * product_sum)
+    return _results(options, (input_delta, own[1], own[0], delta), input, mean)
+
+
+def inference_backprop(
+    options: Options, input: Any, gamma: Any, beta: Any, mean: Any, variance: Any, normalized_delta: Any, normalized: Any
+) -> tuple[Any, Any, Any, Any]:
+    """The gradient with statistics that are constants."""
+    x, others = _wide(input), _others(options, input)
+    delta = _masked(options, input, gamma, beta, mean, variance, normalized_delta, normalized)
+    inv_std = _inv_std(options, x, variance)
+    x_hat = (x - _along(options, input, mean)) * _along(options, input, inv_std)
+    scale = inv_std if gamma is None else gamma * inv_std
+    input_delta = _along(options, input, scale) * delta
+    return _results(options, (input_delta, (delta * x_hat).sum(others), delta.sum(others), delta), input, mean)
+
+
+def _results(options: Options, results: tuple[Any, Any, Any, Any], input: Any, mean: Any) -> tuple[Any, Any, Any, Any]:
+    """The gradients in the types that they are given back in."""
+    input_delta, gamma_delta, beta_delta, addend_delta = results
+    return (
+        input_delta.astype(input.dtype),
+        gamma_delta.astype(mean.dtype),
+        beta_delta.astype(mean.dtype),
+        addend_delta.astype(input.dtype) if options.addend and options.activation is not None else None,
+    )
+
+
+def _masked(
+    options: Options, input: Any, gamma: Any, beta: Any, mean: Any, variance: Any, normalized_delta: Any, normalized: Any
+) -> Any:
+    """The gradient that arrives, 0 where the activation is flat."""
+    delta = _wide(normalized_delta)
+    if options.activation is None:
+        return delta
+    if normalized is None:
+        plain = options._replace(activation=None)
+        normalized = inference(plain, input, gamma, beta, mean, variance, None)
+    flat = normalized <= 0
+    if options.activation == "relu6":
+        flat = flat | (normalized >= 6)
+    return jnp.where(flat, jnp.zeros((), delta.dtype), delta)
+
+
+def _inv_std(options: Options, x: Any, variance: Any) -> Any:
+    return 1 / jnp.sqrt(variance.astype(x.dtype) + jnp.asarray(options.epsilon, x.dtype))
+
+
+def _wide(tensor: Any) -> Any:
+    return tensor.astype(jnp.promote_types(tensor.dtype, jnp.float32))
+
+
+def _parameter_type(input: Any, *parameters: Any) -> Any:
+    return next((each.dtype for each in parameters if each is not None), input.dtype)
+
+
+def _others(options: Options, input: Any) -> tuple[int, ...]:
+    return tuple(k for k in range(input.ndim) if k != options.channel_axis % input.ndim)
+
+
+def _along(options: Options, input: Any, vector: Any) -> Any:
+    """A vector along the axis of the channels."""
+    return jnp.expand_dims(vector, _others(options, input))
