@@ -49,7 +49,9 @@ def train(folder):
 def check(folder, mean, beta_delta):
     """Compare one channel with NumPy: the whole of it fits in memory."""
     arrays = {name: da.from_zarr(folder / name) for name in ("input", "normalized_delta", "normalized", "input_delta")}
-    x, delta, y, dx = (array[:, -1].compute(scheduler="synchronous").astype(float) for array in arrays.values())
+    # Copies, because a view of a channel keeps its whole chunk in memory.
+    channels = (array[:, -1].map_blocks(np.copy).compute(scheduler="synchronous") for array in arrays.values())
+    x, delta, y, dx = (channel.astype(float) for channel in channels)
     expected = 2 * (x - x.mean()) / np.sqrt(x.var() + 1e-5)
     masked = np.where(y > 0, delta, 0)
     np.testing.assert_allclose(mean[-1], x.mean(), atol=1e-6)
@@ -79,7 +81,7 @@ def main():
         n_workers=options.workers,
         threads_per_worker=options.threads,
         memory_limit=options.memory_limit,
-        dashboard_address=None,
+        dashboard_address=":0",
     )
     with tempfile.TemporaryDirectory(dir=options.folder) as folder, cluster, Client(cluster) as client:
         folder = Path(folder)

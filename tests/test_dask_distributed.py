@@ -27,7 +27,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "larger_than_memory.py"
 def client():
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address=None, silence_logs=50
+            n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address=":0", silence_logs=50
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
@@ -100,7 +100,16 @@ def test_a_worker_killed_midway_changes_no_bit(client, step):
 
 
 def test_the_example_goes_through_arrays_larger_than_its_workers_memory(tmp_path):
-    command = [sys.executable, str(EXAMPLE), "--gigabytes", "0.3", "--memory-limit", "256MB", "--folder", str(tmp_path)]
+    command = [
+        sys.executable,
+        str(EXAMPLE),
+        "--gigabytes",
+        "0.27",
+        "--memory-limit",
+        "256MB",
+        "--folder",
+        str(tmp_path),
+    ]
     environment = {**os.environ, "BNBP_NUM_THREADS": "1"}
     result = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert result.returncode == 0, result.stderr
