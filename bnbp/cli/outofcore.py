@@ -4,14 +4,15 @@ A pass goes through the tensors in slabs: boxes of at most ``SLAB`` bytes that a
 beginning to its end, each mapped while it is worked on. Several processes each take slabs that follow each other, and
 write their part of the results where it belongs in the files.
 
-The slabs depend on the shape alone, and their sums are put together exactly (see :mod:`bnbp.exact`). So the results
-have the same bits on any number of processes. Where a sample fits into a slab, they are also the bits that
-:mod:`bnbp.mpi` computes of the same arrays in memory.
+The slabs depend on the shape alone, and so does the order in which their sums are put together. So the results have the
+same bits on any number of processes. (Exact sums, as :mod:`bnbp.exact` has them, would not depend on the slabs either.
+They would take several times as long where samples are small.)
 
 An array in Fortran order is taken for its transpose, which is in C order: an operator does not mind in which order the
 axes are, as long as it knows the one of the channels.
 """
 
+import functools
 import io
 import itertools
 import math
@@ -24,7 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 import bnbp
-from bnbp import exact
 from bnbp._statistics import as_operands
 
 from .operators import TENSORS, outputs
@@ -38,6 +38,10 @@ Box = tuple[slice, ...]
 
 #: Bytes of a tensor that are mapped at a time: worth many calls, and little beside a machine's memory.
 SLAB = 1 << 25
+
+#: The sums of slabs are put together in at most so many groups, of slabs that follow each other. A group is the work of
+#: one process, and its sums are what the processes exchange.
+GROUPS = 1 << 10
 
 #: Writes the next elements of a result, which is told by its name.
 Write = Callable[[str, Array], None]
@@ -180,16 +184,20 @@ class Share(NamedTuple):
 
     first: int
     stop: int
+    #: The number of slabs in a group.
+    group: int
     #: Elements of the file before the first one.
     elements: int
 
 
 def share_of(file: NpyFile, team: Team) -> Share:
-    """The part of a process: about as many slabs as the others have, one after the other."""
+    """The part of a process: about as many groups as the others have, one after the other."""
     number = sum(1 for _ in slabs(file.file_shape, file.like.itemsize))
-    first, stop = (number * rank // team.size for rank in (team.rank, team.rank + 1))
+    group = max(-(-number // GROUPS), 1)
+    groups = -(-number // group)
+    first, stop = (min(groups * rank // team.size * group, number) for rank in (team.rank, team.rank + 1))
     before = itertools.islice(slabs(file.file_shape, file.like.itemsize), first)
-    return Share(first, stop, sum(math.prod(part.stop - part.start for part in box) for box in before))
+    return Share(first, stop, group, sum(math.prod(part.stop - part.start for part in box) for box in before))
 
 
 class Operands(NamedTuple):
@@ -343,35 +351,44 @@ def compute(
     return {name: results[name] for name in names}
 
 
-Sum = TypeVar("Sum", exact.ExactStatistics, exact.ExactSums)
+Sum = TypeVar("Sum", bnbp.BatchNormStatistics, Array)
 
 
 class Sums(Generic[Sum]):
-    """Exact sums over the slabs, in the end over those of all processes."""
+    """Sums over the slabs of a process, in the end over those of all processes."""
 
-    def __init__(self) -> None:
-        # By first channel: two slabs have all their channels in common, or none.
-        self._by_channel: dict[int, Sum] = {}
+    def __init__(self, batch: Batch, merge: Callable[[Sum, Sum], Sum]) -> None:
+        self._batch = batch
+        self._merge: Callable[[Sum, Sum], Sum] = merge
+        # For each group by first channel: two slabs have all their channels in common, or none.
+        self._groups: list[dict[int, Sum]] = []
+        self._slabs = 0
 
     def add(self, channels: slice, part: Sum) -> None:
-        earlier = self._by_channel.get(channels.start)
-        self._by_channel[channels.start] = earlier.merge(part) if earlier else part
+        """Add the sums of the next slab."""
+        if self._slabs % self._batch.share.group == 0:
+            self._groups.append({})
+        self._slabs += 1
+        earlier = self._groups[-1].get(channels.start)
+        self._groups[-1][channels.start] = part if earlier is None else self._merge(earlier, part)
 
-    def of_all(self, team: Team) -> Iterator[tuple[slice, Sum]]:
+    def of_all(self) -> Iterator[tuple[slice, Sum]]:
         """The sums by the channels that they are of; all processes must ask for them."""
-        parts: dict[int, list[Any]] = {}
-        for each in team.share(self._by_channel):
-            for start, part in each.items():
-                parts.setdefault(start, []).append(part)
-        for start, (first, *others) in parts.items():
-            yield slice(start, start + first.channels), first.merge(*others)
+        parts: dict[int, list[Sum]] = {}
+        for groups in self._batch.team.share(self._groups):
+            for group in groups:
+                for start, part in group.items():
+                    parts.setdefault(start, []).append(part)
+        for start, each in parts.items():
+            whole = functools.reduce(self._merge, each)
+            yield slice(start, start + len(whole[-1])), whole
 
 
 def _training(batch: Batch) -> tuple[Array, ...]:
-    own = Sums[exact.ExactStatistics]()
+    own = Sums[bnbp.BatchNormStatistics](batch, bnbp.merge_statistics)
 
     def gather(channels: slice, operands: Operands) -> None:
-        own.add(channels, exact.batch_norm_training_statistics(operands.input, **batch.options))
+        own.add(channels, bnbp.batch_norm_training_statistics(operands.input, **batch.options))
 
     def normalize(channels: slice, operands: Operands) -> None:
         shift = None if beta is None else beta[channels]
@@ -381,10 +398,10 @@ def _training(batch: Batch) -> tuple[Array, ...]:
     nothing = batch.nothing()
     # The operator itself says of which type they are, and what they are of an empty batch.
     _, mean, variance = bnbp.batch_norm_training(*nothing[:3], batch.epsilon, **batch.options)
-    exactly = bnbp.BatchNormStatistics(batch.count, np.full(batch.channels, np.nan), np.full(batch.channels, np.nan))
-    for channels, statistics in own.of_all(batch.team):
-        _, exactly.mean[channels], exactly.m2[channels] = statistics.round()
-    mean[:], variance[:], shifted = as_operands(exactly, nothing.gamma, nothing.beta, batch.epsilon, mean.dtype)
+    whole = bnbp.BatchNormStatistics(batch.count, *np.full((2, batch.channels), np.nan))
+    for channels, statistics in own.of_all():
+        _, whole.mean[channels], whole.m2[channels] = statistics
+    mean[:], variance[:], shifted = as_operands(whole, nothing.gamma, nothing.beta, batch.epsilon, mean.dtype)
     # With an activation the operator normalises with the statistics as it returns them, without one as they are.
     beta = nothing.beta if batch.activation else shifted
     batch.each(normalize)
@@ -392,7 +409,7 @@ def _training(batch: Batch) -> tuple[Array, ...]:
 
 
 def _training_backprop(batch: Batch) -> tuple[Array, ...]:
-    own = Sums[exact.ExactSums]()
+    own = Sums[Array](batch, np.add)
     batch.each(lambda channels, operands: own.add(channels, _reduce(batch, operands)))
     sums = _sums_of_all(batch, own)
 
@@ -409,7 +426,7 @@ def _inference(batch: Batch) -> tuple[Array, ...]:
 
 
 def _inference_backprop(batch: Batch) -> tuple[Array, ...]:
-    own = Sums[exact.ExactSums]()
+    own = Sums[Array](batch, np.add)
 
     def reduce_and_apply(channels: slice, operands: Operands) -> None:
         own.add(channels, _reduce(batch, operands))
@@ -425,14 +442,15 @@ def _normalize(batch: Batch, operands: Operands) -> None:
     batch.write("normalized", bnbp.batch_norm_inference(*operands[:5], batch.epsilon, **options))
 
 
-def _reduce(batch: Batch, operands: Operands) -> exact.ExactSums:
+def _reduce(batch: Batch, operands: Operands) -> Array:
     mask: dict[str, Any] = {}
     if batch.activation:
         mask = {name: getattr(operands, name) for name in ("gamma", "beta", "variance", "normalized")}
         mask |= {"epsilon": batch.epsilon, "activation": batch.activation, "addend": batch.addend_delta}
-    return exact.batch_norm_training_backprop_reduce(
+    sums = bnbp.batch_norm_training_backprop_reduce(
         operands.input, operands.mean, operands.normalized_delta, **mask, **batch.options
     )
+    return np.stack(sums)
 
 
 def _apply(batch: Batch, operands: Operands, sums: Array, *, of_elements: bool) -> Any:
@@ -457,10 +475,10 @@ def _write_deltas(batch: Batch, results: Any) -> None:
         batch.write("addend_delta", results.addend_delta)
 
 
-def _sums_of_all(batch: Batch, own: Sums[exact.ExactSums]) -> Array:
+def _sums_of_all(batch: Batch, own: Sums[Array]) -> Array:
     sums = np.zeros((2, batch.channels))
-    for channels, part in own.of_all(batch.team):
-        sums[:, channels] = part.round()
+    for channels, part in own.of_all():
+        sums[:, channels] = part
     return sums
 
 
