@@ -135,7 +135,7 @@ def test_wrong_buffers_are_errors():
         jax.block_until_ready(call(X, W, V))
     with pytest.raises(RuntimeError, match="another type"):
         jax.block_until_ready(call(X, V.astype(np.int32), V))
-    for wrong in ({"present": 0b1111}, {"epsilon": np.float32(0)}):
+    for wrong in ({"present": 0b1111}, {"epsilon": np.float32(0.5)}):
         with pytest.raises(RuntimeError, match=r"bnbp.jax: expected"):
             jax.block_until_ready(call(X, V, V, **wrong))
 

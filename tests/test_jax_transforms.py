@@ -204,6 +204,32 @@ def test_program_is_one_call_and_no_copies(batch):
         assert "transpose(" not in text
 
 
+@pytest.mark.parametrize(("name", "donated"), [("training_backprop", 5), ("training_backprop", 0), ("inference", 0)])
+def test_donated_memory_is_reused(batch, name, donated):
+    operands = batch[:5] if name == "inference" else batch
+    function = getattr(bnbp.jax, f"batch_norm_{name}")
+    expected = jax.tree.leaves(function(*operands))
+    assert " copy(" not in program(function, *operands, donate_argnums=donated)
+    address = operands[donated].unsafe_buffer_pointer()
+    results = jax.tree.leaves(jax.jit(function, donate_argnums=donated)(*operands))
+    assert operands[donated].is_deleted()
+    assert results[0].unsafe_buffer_pointer() == address
+    for ours, value in zip(results, expected, strict=True):
+        np.testing.assert_array_equal(ours, value)
+
+
+def test_donated_memory_that_is_read_later_is_kept(batch):
+    """A donated argument that the rest of the program still needs."""
+    x, gamma, beta, *_ = batch
+
+    def both(x):
+        return training(x, gamma, beta)[0], x.sum(), training(2 * x, gamma, beta)[0], jnp.sin(x)
+
+    expected = jax.jit(both)(x)
+    for ours, value in zip(jax.jit(both, donate_argnums=0)(x + 0), expected, strict=True):
+        np.testing.assert_array_equal(ours, value)
+
+
 def test_gradient_of_addition_is_not_copied(batch):
     """Without an activation the addend's gradient is what has arrived."""
     x, gamma, beta, *_, delta = batch
