@@ -209,7 +209,6 @@ def test_donated_memory_is_reused(batch, name, donated):
     operands = batch[:5] if name == "inference" else batch
     function = getattr(bnbp.jax, f"batch_norm_{name}")
     expected = jax.tree.leaves(function(*operands))
-    assert " copy(" not in program(function, *operands, donate_argnums=donated)
     address = operands[donated].unsafe_buffer_pointer()
     results = jax.tree.leaves(jax.jit(function, donate_argnums=donated)(*operands))
     assert operands[donated].is_deleted()

@@ -9,7 +9,6 @@ The way of a call, a file for each step:
 - ``_gradients.py`` says how JAX differentiates them, and where which code runs;
 - ``_synchronised.py`` puts the parts of a batch together that lie on several devices;
 - ``_calls.py`` registers the handlers, and calls them;
-- ``_donated.py`` gives them the memory of donated arguments;
 - ``_formulas.py`` has the operators in ``jax.numpy``, for other devices and second derivatives;
 - ``handlers.cc`` is what XLA calls: its buffers on one side, bnbp's C++ operators on the other;
 - ``ffi.h`` is XLA's stable C interface, as far as it is used, and ``merge.h`` merges statistics.

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from . import _donated, handlers
+from . import handlers
 
 __all__ = ["Options", "alike", "call", "check", "output_types", "vector"]
 
@@ -65,17 +65,22 @@ def call(
     given = alike(*(operand for operand in operands if operand is not None))
     mark = _mark(given[0])
     present = sum(1 << k for k, operand in enumerate(operands) if operand is not None)
-    results = [Shape(each.shape, each.dtype, **mark) for each in results]
-    attributes = {
-        "present": np.int64(present),
-        "wanted": np.int64(wanted),
-        "count": np.int64(count),
-        "epsilon": np.float64(options.epsilon),
-        "channel_axis": np.int64(options.channel_axis),
-        "activation": np.int64(_ACTIVATIONS[options.activation]),
-        "addend": np.int64(options.addend),
-    }
-    return _donated.call(f"bnbp.{operator}", given, results, attributes)
+    function = jax.ffi.ffi_call(
+        f"bnbp.{operator}",
+        [Shape(each.shape, each.dtype, **mark) for each in results],
+        # No aliases of operands and results: XLA copies an operand of those that was not donated.
+        vmap_method="sequential",
+    )
+    return function(
+        *given,
+        present=np.int64(present),
+        wanted=np.int64(wanted),
+        count=np.int64(count),
+        epsilon=np.float64(options.epsilon),
+        channel_axis=np.int64(options.channel_axis),
+        activation=np.int64(_ACTIVATIONS[options.activation]),
+        addend=np.int64(options.addend),
+    )
 
 
 def alike(*arrays: Any) -> tuple[Any, ...]:
