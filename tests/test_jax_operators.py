@@ -57,7 +57,11 @@ def test_activation_and_addend(dtype, activation, added, given):
         forward = bnbp.batch_norm_training(x, g, b, activation=activation, addend=addend)
         assert_same(bnbp.jax.batch_norm_training(x, g, b, activation=activation, addend=addend), forward)
         normalized, *statistics = forward
-        options = {"activation": activation, "normalized": normalized if given or added else None, "addend": bool(added)}
+        options = {
+            "activation": activation,
+            "normalized": normalized if given or added else None,
+            "addend": bool(added),
+        }
         for name in ("batch_norm_training_backprop", "batch_norm_inference_backprop"):
             expected = getattr(bnbp, name)(x, g, b, *statistics, delta, **options)
             assert_same(getattr(bnbp.jax, name)(x, g, b, *statistics, delta, **options), expected)
@@ -167,7 +171,12 @@ class Extension(ctypes.Structure):
 
 
 class Api(ctypes.Structure):
-    _fields_ = [("size", ctypes.c_size_t), ("next", ctypes.c_void_p), ("version", Version), ("more", ctypes.c_void_p * 2)]
+    _fields_ = [
+        ("size", ctypes.c_size_t),
+        ("next", ctypes.c_void_p),
+        ("version", Version),
+        ("more", ctypes.c_void_p * 2),
+    ]
 
 
 class Frame(ctypes.Structure):

@@ -146,7 +146,9 @@ def test_vmap(batch):
     many = jnp.stack([x, 2 * x + 1, x[::-1]])
 
     def gradients(x, gamma):
-        return jax.grad(lambda x, gamma: (training(x, gamma, beta, activation="relu")[0] * delta).sum(), (0, 1))(x, gamma)
+        return jax.grad(lambda x, gamma: (training(x, gamma, beta, activation="relu")[0] * delta).sum(), (0, 1))(
+            x, gamma
+        )
 
     expected = [gradients(each, gamma) for each in many]
     mapped = jax.jit(jax.vmap(gradients, (0, None)))(many, gamma)
@@ -197,7 +199,7 @@ def test_program_is_one_call_and_no_copies(batch):
     for text in (
         program(training, x, gamma, beta),
         program(bnbp.jax.batch_norm_training_backprop, x, gamma, beta, mean, variance, delta),
-        program(inference, x, gamma, beta, mean, variance),
+        program(bnbp.jax.batch_norm_inference, x, gamma, beta, mean, variance),
     ):
         assert text.count(" custom-call(") == 1
         assert " copy(" not in text
@@ -299,7 +301,6 @@ def test_python_runs_during_a_call():
 
 
 def test_many_threads_at_once(batch):
-    x, gamma, beta, mean, variance, delta = batch
     function = jax.jit(bnbp.jax.batch_norm_training_backprop)
     expected = bnbp.batch_norm_training_backprop(*map(np.asarray, batch))
     wrong = []
