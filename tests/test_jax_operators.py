@@ -83,6 +83,7 @@ def test_empty_batch(shape):
     assert_same(bnbp.jax.batch_norm_training(x), bnbp.batch_norm_training(x))
 
 
+EPSILON = np.float64(0)
 X, V, W = np.zeros((4, 3, 2), np.float32), np.zeros(3, np.float32), np.zeros(2, np.float32)
 
 
@@ -129,7 +130,7 @@ def test_wrong_buffers_are_errors():
     attributes = {name: np.int64(0) for name in ("activation", "addend")}
     attributes |= {"channel_axis": np.int64(1), "count": np.int64(-1), "wanted": np.int64(-1)}
 
-    def call(*operands, present=0b111, epsilon=np.float64(0), **more):
+    def call(*operands, present=0b111, epsilon=EPSILON, **more):
         shape, vector = jax.ShapeDtypeStruct((4, 3, 2), X.dtype), jax.ShapeDtypeStruct((3,), X.dtype)
         function = jax.ffi.ffi_call("bnbp.batch_norm_training", (shape, vector, vector))
         return function(*operands, present=np.int64(present), epsilon=epsilon, **attributes | more)
