@@ -184,7 +184,9 @@ def check_pmap_and_vmap():
         results = []
         for forward in (ours, plain):
             gradient = jax.value_and_grad(partial(loss, forward, "relu", "i"), (0, 1, 2, 3))
-            results.append(mapping(gradient, axis_name="i", in_axes=(0, None, None, 0, 0))(x, gamma, beta, addend, delta))
+            results.append(
+                mapping(gradient, axis_name="i", in_axes=(0, None, None, 0, 0))(x, gamma, beta, addend, delta)
+            )
         assert_close(*results)
 
 

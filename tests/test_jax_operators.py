@@ -57,7 +57,11 @@ def test_activation_and_addend(dtype, activation, added, given):
         forward = bnbp.batch_norm_training(x, g, b, activation=activation, addend=addend)
         assert_same(bnbp.jax.batch_norm_training(x, g, b, activation=activation, addend=addend), forward)
         normalized, *statistics = forward
-        options = {"activation": activation, "normalized": normalized if given or added else None, "addend": bool(added)}
+        options = {
+            "activation": activation,
+            "normalized": normalized if given or added else None,
+            "addend": bool(added),
+        }
         for name in ("batch_norm_training_backprop", "batch_norm_inference_backprop"):
             expected = getattr(bnbp, name)(x, g, b, *statistics, delta, **options)
             assert_same(getattr(bnbp.jax, name)(x, g, b, *statistics, delta, **options), expected)
@@ -79,6 +83,7 @@ def test_empty_batch(shape):
     assert_same(bnbp.jax.batch_norm_training(x), bnbp.batch_norm_training(x))
 
 
+EPSILON = np.float64(0)
 X, V, W = np.zeros((4, 3, 2), np.float32), np.zeros(3, np.float32), np.zeros(2, np.float32)
 
 
@@ -125,7 +130,7 @@ def test_wrong_buffers_are_errors():
     attributes = {name: np.int64(0) for name in ("activation", "addend")}
     attributes |= {"channel_axis": np.int64(1), "count": np.int64(-1), "wanted": np.int64(-1)}
 
-    def call(*operands, present=0b111, epsilon=np.float64(0), **more):
+    def call(*operands, present=0b111, epsilon=EPSILON, **more):
         shape, vector = jax.ShapeDtypeStruct((4, 3, 2), X.dtype), jax.ShapeDtypeStruct((3,), X.dtype)
         function = jax.ffi.ffi_call("bnbp.batch_norm_training", (shape, vector, vector))
         return function(*operands, present=np.int64(present), epsilon=epsilon, **attributes | more)
@@ -135,7 +140,7 @@ def test_wrong_buffers_are_errors():
         jax.block_until_ready(call(X, W, V))
     with pytest.raises(RuntimeError, match="another type"):
         jax.block_until_ready(call(X, V.astype(np.int32), V))
-    for wrong in ({"present": 0b1111}, {"epsilon": np.float32(0)}):
+    for wrong in ({"present": 0b1111}, {"epsilon": np.float32(0.5)}):
         with pytest.raises(RuntimeError, match=r"bnbp.jax: expected"):
             jax.block_until_ready(call(X, V, V, **wrong))
 
@@ -167,7 +172,12 @@ class Extension(ctypes.Structure):
 
 
 class Api(ctypes.Structure):
-    _fields_ = [("size", ctypes.c_size_t), ("next", ctypes.c_void_p), ("version", Version), ("more", ctypes.c_void_p * 2)]
+    _fields_ = [
+        ("size", ctypes.c_size_t),
+        ("next", ctypes.c_void_p),
+        ("version", Version),
+        ("more", ctypes.c_void_p * 2),
+    ]
 
 
 class Frame(ctypes.Structure):

@@ -110,15 +110,15 @@ def test_second_derivatives(batch, activation):
 
             return jax.jit(jax.grad(of_gradient, arguments))
 
-        def theirs(*operands, activation=None):
-            return plain(*operands, *(None,) * (5 - len(operands)), activation=activation)
+        def theirs(x, gamma, beta, mean=None, variance=None, activation=None):
+            return plain(x, gamma, beta, mean, variance, activation=activation)
 
         assert_close(twice(ours)(*operands), twice(theirs)(*operands), 1e-9)
 
 
 def test_gradient_functions_are_differentiable(batch):
     """Those who write their backward pass themselves may differentiate it."""
-    x, gamma, beta, mean, variance, delta = batch
+    x = batch[0]
     for name in ("training_backprop", "inference_backprop"):
         options = {"activation": "relu", "normalized": x, "addend": True}
         formula = getattr(_formulas, name)
@@ -146,7 +146,9 @@ def test_vmap(batch):
     many = jnp.stack([x, 2 * x + 1, x[::-1]])
 
     def gradients(x, gamma):
-        return jax.grad(lambda x, gamma: (training(x, gamma, beta, activation="relu")[0] * delta).sum(), (0, 1))(x, gamma)
+        return jax.grad(lambda x, gamma: (training(x, gamma, beta, activation="relu")[0] * delta).sum(), (0, 1))(
+            x, gamma
+        )
 
     expected = [gradients(each, gamma) for each in many]
     mapped = jax.jit(jax.vmap(gradients, (0, None)))(many, gamma)
@@ -176,7 +178,7 @@ def test_scan(batch):
 
 
 def test_options_are_constants_of_their_own_program(batch):
-    x, gamma, beta, *_ = batch
+    x = batch[0]
     jitted = jax.jit(lambda x, axis, epsilon: bnbp.jax.batch_norm_training(x, None, None, epsilon, channel_axis=axis),
                      static_argnums=(1, 2))  # fmt: skip
     for axis, epsilon in itertools.product((0, 1, -1), (1e-5, 0.5)):
@@ -197,11 +199,36 @@ def test_program_is_one_call_and_no_copies(batch):
     for text in (
         program(training, x, gamma, beta),
         program(bnbp.jax.batch_norm_training_backprop, x, gamma, beta, mean, variance, delta),
-        program(inference, x, gamma, beta, mean, variance),
+        program(bnbp.jax.batch_norm_inference, x, gamma, beta, mean, variance),
     ):
         assert text.count(" custom-call(") == 1
         assert " copy(" not in text
         assert "transpose(" not in text
+
+
+@pytest.mark.parametrize(("name", "donated"), [("training_backprop", 5), ("training_backprop", 0), ("inference", 0)])
+def test_donated_memory_is_reused(batch, name, donated):
+    operands = batch[:5] if name == "inference" else batch
+    function = getattr(bnbp.jax, f"batch_norm_{name}")
+    expected = jax.tree.leaves(function(*operands))
+    address = operands[donated].unsafe_buffer_pointer()
+    results = jax.tree.leaves(jax.jit(function, donate_argnums=donated)(*operands))
+    assert operands[donated].is_deleted()
+    assert results[0].unsafe_buffer_pointer() == address
+    for ours, value in zip(results, expected, strict=True):
+        np.testing.assert_array_equal(ours, value)
+
+
+def test_donated_memory_that_is_read_later_is_kept(batch):
+    """A donated argument that the rest of the program still needs."""
+    x, gamma, beta, *_ = batch
+
+    def both(x):
+        return training(x, gamma, beta)[0], x.sum(), training(2 * x, gamma, beta)[0], jnp.sin(x)
+
+    expected = jax.jit(both)(x)
+    for ours, value in zip(jax.jit(both, donate_argnums=0)(x + 0), expected, strict=True):
+        np.testing.assert_array_equal(ours, value)
 
 
 def test_gradient_of_addition_is_not_copied(batch):
@@ -274,7 +301,6 @@ def test_python_runs_during_a_call():
 
 
 def test_many_threads_at_once(batch):
-    x, gamma, beta, mean, variance, delta = batch
     function = jax.jit(bnbp.jax.batch_norm_training_backprop)
     expected = bnbp.batch_norm_training_backprop(*map(np.asarray, batch))
     wrong = []

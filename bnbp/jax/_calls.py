@@ -42,9 +42,7 @@ def output_types(operator: str, options: Options, *operands: Any) -> tuple[str, 
             raise TypeError(f"{name}: expected an array, got {type(operand).__name__}")
         described.append(None if operand is None else (operand.dtype.name, tuple(map(int, operand.shape))))
     activation = _ACTIVATIONS[options.activation]
-    return handlers.check(
-        operator, tuple(described), options.epsilon, options.channel_axis, activation, options.addend
-    )
+    return handlers.check(operator, tuple(described), options.epsilon, options.channel_axis, activation, options.addend)
 
 
 def vector(input: Any, options: Options, dtype: Any) -> Shape:
@@ -68,6 +66,7 @@ def call(
     function = jax.ffi.ffi_call(
         f"bnbp.{operator}",
         [Shape(each.shape, each.dtype, **mark) for each in results],
+        # No aliases of operands and results: XLA copies an operand of those that was not donated.
         vmap_method="sequential",
     )
     return function(
@@ -115,4 +114,4 @@ def _vary(array: Any, axes: frozenset[Any]) -> Any:
         return array
     if hasattr(jax.lax, "pcast"):
         return jax.lax.pcast(array, tuple(axes), to="varying")
-    return jax.lax.pvary(array, tuple(axes))
+    return getattr(jax.lax, "pvary")(array, tuple(axes))  # noqa: B009  (gone from JAX 0.10)

@@ -51,7 +51,14 @@ def inference(options: Options, input: Any, gamma: Any, beta: Any, mean: Any, va
 
 
 def training_backprop(
-    options: Options, input: Any, gamma: Any, beta: Any, mean: Any, variance: Any, normalized_delta: Any, normalized: Any
+    options: Options,
+    input: Any,
+    gamma: Any,
+    beta: Any,
+    mean: Any,
+    variance: Any,
+    normalized_delta: Any,
+    normalized: Any,
 ) -> tuple[Any, Any, Any, Any]:
     """The gradient through the statistics of all devices; those of gamma and beta are of this device's part."""
     x, others = _wide(input), _others(options, input)
@@ -71,7 +78,14 @@ def training_backprop(
 
 
 def inference_backprop(
-    options: Options, input: Any, gamma: Any, beta: Any, mean: Any, variance: Any, normalized_delta: Any, normalized: Any
+    options: Options,
+    input: Any,
+    gamma: Any,
+    beta: Any,
+    mean: Any,
+    variance: Any,
+    normalized_delta: Any,
+    normalized: Any,
 ) -> tuple[Any, Any, Any, Any]:
     """The gradient with statistics that are constants."""
     x, others = _wide(input), _others(options, input)
@@ -95,7 +109,14 @@ def _results(options: Options, results: tuple[Any, Any, Any, Any], input: Any, m
 
 
 def _masked(
-    options: Options, input: Any, gamma: Any, beta: Any, mean: Any, variance: Any, normalized_delta: Any, normalized: Any
+    options: Options,
+    input: Any,
+    gamma: Any,
+    beta: Any,
+    mean: Any,
+    variance: Any,
+    normalized_delta: Any,
+    normalized: Any,
 ) -> Any:
     """The gradient that arrives, 0 where the activation is flat."""
     delta = _wide(normalized_delta)

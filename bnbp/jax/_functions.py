@@ -285,8 +285,10 @@ def _options(
         try:
             epsilon = float(epsilon)  # type: ignore[arg-type]
         except Exception as error:
-            got = "a value that is not known when the function is traced" if isinstance(epsilon, jax.core.Tracer) else (
-                text_of(epsilon)
+            got = (
+                "a value that is not known when the function is traced"
+                if isinstance(epsilon, jax.core.Tracer)
+                else (text_of(epsilon))
             )
             raise ValueError(f"epsilon: expected a finite number >= 0, got {got}") from error
     if type(channel_axis) is not int:

@@ -28,9 +28,9 @@ def training(options: Options, input: Any, gamma: Any, beta: Any, addend: Any) -
         if options.axis_name is not None:
             return _synchronised.training(options, input, gamma, beta, addend, dtype)
         results = [Shape(input.shape, input.dtype), *[vector(input, options, dtype)] * 2]
-        return tuple(call("batch_norm_training", options, (input, gamma, beta, addend), results))  # type: ignore[return-value]
+        return tuple(call("batch_norm_training", options, (input, gamma, beta, addend), results))
 
-    return _placed(here, partial(_formulas.training, options), input, gamma, beta, addend)
+    return _placed(here, partial(_formulas.training, options), input, gamma, beta, addend)  # type: ignore[no-any-return]
 
 
 def _training_forward(options: Options, input: Any, gamma: Any, beta: Any, addend: Any) -> Any:
@@ -64,7 +64,14 @@ training.defvjp(_training_forward, _training_backward, symbolic_zeros=True)
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def training_backprop(
-    options: Options, input: Any, gamma: Any, beta: Any, mean: Any, variance: Any, normalized_delta: Any, normalized: Any
+    options: Options,
+    input: Any,
+    gamma: Any,
+    beta: Any,
+    mean: Any,
+    variance: Any,
+    normalized_delta: Any,
+    normalized: Any,
 ) -> tuple[Any, ...]:
     """The gradient; the addend's is None where it is `normalized_delta` itself."""
 
@@ -78,9 +85,7 @@ def training_backprop(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def inference(
-    options: Options, input: Any, gamma: Any, beta: Any, mean: Any, variance: Any, addend: Any
-) -> Any:
+def inference(options: Options, input: Any, gamma: Any, beta: Any, mean: Any, variance: Any, addend: Any) -> Any:
     """Normalise with given statistics."""
 
     def here(*operands: Any) -> Any:
@@ -123,7 +128,14 @@ inference.defvjp(_inference_forward, _inference_backward, symbolic_zeros=True)
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def inference_backprop(
-    options: Options, input: Any, gamma: Any, beta: Any, mean: Any, variance: Any, normalized_delta: Any, normalized: Any
+    options: Options,
+    input: Any,
+    gamma: Any,
+    beta: Any,
+    mean: Any,
+    variance: Any,
+    normalized_delta: Any,
+    normalized: Any,
 ) -> tuple[Any, ...]:
     """The gradient with constant statistics; the addend's is None where it is `normalized_delta` itself."""
     here = partial(_inference_backprop_here, options)

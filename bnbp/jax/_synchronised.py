@@ -5,6 +5,7 @@ for JAX has no float64 unless it is told to. What arrives is merged in the order
 results are as right as those of a whole batch, and the same on every device, bit for bit.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -29,7 +30,14 @@ def training(options: Options, input: Any, gamma: Any, beta: Any, addend: Any, d
 
 
 def training_backprop(
-    options: Options, input: Any, gamma: Any, beta: Any, mean: Any, variance: Any, normalized_delta: Any, normalized: Any
+    options: Options,
+    input: Any,
+    gamma: Any,
+    beta: Any,
+    mean: Any,
+    variance: Any,
+    normalized_delta: Any,
+    normalized: Any,
 ) -> tuple[Any, ...]:
     """The gradient of this device's part, and of gamma and beta what this part adds to it."""
     operands = input, mean, normalized_delta, gamma, beta, variance, normalized
@@ -45,9 +53,7 @@ def training_backprop(
         return call(name, options, operands, results, count=count, wanted=wanted)
 
     masks = options.addend and options.activation is not None
-    input_delta, *addend_delta = gradients(
-        _gathered(options, own), [tensor] * (1 + masks), 0b1001 if masks else 0b0001
-    )
+    input_delta, *addend_delta = gradients(_gathered(options, own), [tensor] * (1 + masks), 0b1001 if masks else 0b0001)
     gamma_delta, beta_delta = gradients(own, [parameter] * 2, 0b0110)
     return input_delta, gamma_delta, beta_delta, addend_delta[0] if masks else None
 
@@ -55,7 +61,7 @@ def training_backprop(
 def _count(options: Options, input: Any) -> int:
     """The elements of a channel in this device's part, of the same size on every device."""
     channels = input.shape[options.channel_axis]
-    return int(np.prod(input.shape)) // channels
+    return math.prod(input.shape) // channels  # type: ignore[no-any-return]
 
 
 def _pair(options: Options, input: Any) -> Shape:
