@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 # What the installation is made from; Python files are used where they lie.
 SOURCES := setup.py pyproject.toml $(wildcard $(addprefix bnbp/,*.pxd include/bnbp/*.h* include/bnbp/detail/* engine/*.pyx engine/*.h \
-	engine/kernels/*.p* engine/kernels/*.h torch/*.h torch/*.cc))
+	engine/kernels/*.p* engine/kernels/*.h jax/*.h jax/*.cc torch/*.h torch/*.cc))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-torch test-jax test-clusters test-all test-parallel sanitize bench train-bench wheel wheel-check docs lint format clean
@@ -93,7 +93,7 @@ clean: ## remove what the other targets made
 	rm -rf $(VENV) build dist *.egg-info docs/_build
 	find bnbp -name "*.so" -o -name "*.c" -o -name "*.cpp" | xargs rm -f
 
-CPP := $(wildcard bnbp/engine/*.h bnbp/engine/kernels/*.h bnbp/torch/*.h bnbp/torch/*.cc bnbp/include/bnbp/*.h* bnbp/include/bnbp/detail/* tests/cpp/* docs/examples/*.cpp)
+CPP := $(wildcard bnbp/engine/*.h bnbp/engine/kernels/*.h bnbp/jax/*.h bnbp/jax/*.cc bnbp/torch/*.h bnbp/torch/*.cc bnbp/include/bnbp/*.h* bnbp/include/bnbp/detail/* tests/cpp/* docs/examples/*.cpp)
 
 # The package itself, compiled, and then what one of its extras asks for.
 $(VENV)/.core: $(SOURCES) | $(BIN)/python

@@ -104,9 +104,10 @@ def test_second_derivatives(batch, activation):
         arguments = tuple(range(len(operands)))
 
         def twice(forward, arguments=arguments):
-            def of_gradient(*operands):
-                gradients = jax.grad(loss_of(partial(forward, activation=activation), delta, (0.2, 0.1)), arguments)
-                return sum((jnp.cos(each) ** 2).sum() for each in gradients(*operands))
+            gradients = jax.grad(loss_of(partial(forward, activation=activation), delta, (0.2, 0.1)), arguments)
+
+            def of_gradient(*given):
+                return sum((jnp.cos(each) ** 2).sum() for each in gradients(*given))
 
             return jax.jit(jax.grad(of_gradient, arguments))
 
