@@ -199,14 +199,28 @@ inline Wide leading(const std::int64_t* digits, std::ptrdiff_t count, int expone
         --count;
     }
     const std::ptrdiff_t first = std::max<std::ptrdiff_t>(count - 6, 0);
+    static const double scale[] = {0x1p0, 0x1p32, 0x1p64, 0x1p96, 0x1p128, 0x1p160};
     Wide sum{0, 0, exponent + static_cast<int>(32 * first)};
     for (std::ptrdiff_t k = count; k-- > first;) {
-        add_to(sum, std::ldexp(static_cast<double>(digits[k]), static_cast<int>(32 * (k - first))));
+        add_to(sum, static_cast<double>(digits[k]) * scale[k - first]);
     }
     const double whole = sum.hi + sum.lo;
     sum.lo = sum.lo - (whole - sum.hi);
     sum.hi = whole;
     return sum;
+}
+
+/// Bits before the leading one of a digit that is not 0.
+inline int leading_zeros(std::uint32_t digit) {
+#if defined(__GNUC__) || defined(__clang__)
+    return __builtin_clz(digit);
+#else
+    int count = 0;
+    for (; !(digit & 0x80000000); digit <<= 1) {
+        ++count;
+    }
+    return count;
+#endif
 }
 
 /// The nearest number to a sum whose first digit has the weight 2^exponent, of balanced digits, which are used up.
@@ -229,10 +243,7 @@ inline double nearest(std::int64_t* digits, std::ptrdiff_t count, int exponent) 
     }
     // 64 bits from the leading one on. What is below is no more than a last bit that is set: it breaks ties.
     const auto digit = [&](std::ptrdiff_t k) { return k < 0 ? 0 : static_cast<std::uint64_t>(digits[k]); };
-    int shift = 0;
-    while (!(digit(count - 1) << shift & 0x80000000)) {
-        ++shift;
-    }
+    const int shift = leading_zeros(static_cast<std::uint32_t>(digit(count - 1)));
     std::uint64_t bits = (digit(count - 1) << 32 | digit(count - 2)) << shift;
     const std::uint64_t next = digit(count - 3) << shift;
     bits |= next >> 32;
