@@ -134,9 +134,8 @@ void run(const Signature& signature, const CallFrame& frame) {
                        count = attribute<std::int64_t>(frame, "count");
     Call call;
     call.attributes.signature = &signature;
-    set_attributes(call.attributes, attribute<double>(frame, "epsilon"),
-                   attribute<std::int64_t>(frame, "channel_axis"), attribute<std::int64_t>(frame, "activation"),
-                   attribute<std::int64_t>(frame, "addend") != 0);
+    set_attributes(call.attributes, attribute<double>(frame, "epsilon"), attribute<std::int64_t>(frame, "channel_axis"),
+                   attribute<std::int64_t>(frame, "activation"), attribute<std::int64_t>(frame, "addend") != 0);
     if (count >= 0) {
         call.attributes.set_count(count);
     }

@@ -115,11 +115,11 @@ inline void store(void* data, std::size_t k, ElementType type, double value) {
         std::memcpy(&bits, &single, sizeof bits);
         if (!brain) {
             const std::uint32_t sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
-            bits = (size >= 0x47800000                                                     // 65536 and more, and NaN
+            bits = (size >= 0x47800000 // 65536 and more, and NaN
                         ? 0x7c00 | (size > 0x7f800000 ? 0x200 : 0)
-                    : size < 0x38800000 // below 2^-14
-                        ? static_cast<std::uint32_t>(std::ldexp(std::fabs(single), 24))
-                        : (size >> 13) - (112 << 10)) |
+                        : size < 0x38800000 // below 2^-14
+                              ? static_cast<std::uint32_t>(std::ldexp(std::fabs(single), 24))
+                              : (size >> 13) - (112 << 10)) |
                    sign;
         } else {
             bits = bits >> 16 | (std::isnan(single) ? 0x40 : 0);
