@@ -100,8 +100,8 @@ def test_gradient_of_inference(batch, activation, added):
 @ACTIVATIONS
 def test_second_derivatives(batch, activation):
     x, gamma, beta, mean, variance, delta = batch
-    for ours, operands in ((training, (x, gamma, beta)), (inference, (x, gamma, beta, mean, variance))):
-        arguments = tuple(range(len(operands)))
+    for ours, given in ((training, (x, gamma, beta)), (inference, (x, gamma, beta, mean, variance))):
+        arguments = tuple(range(len(given)))
 
         def twice(forward, arguments=arguments):
             gradients = jax.grad(loss_of(partial(forward, activation=activation), delta, (0.2, 0.1)), arguments)
@@ -114,7 +114,7 @@ def test_second_derivatives(batch, activation):
         def theirs(x, gamma, beta, mean=None, variance=None, activation=None):
             return plain(x, gamma, beta, mean, variance, activation=activation)
 
-        assert_close(twice(ours)(*operands), twice(theirs)(*operands), 1e-9)
+        assert_close(twice(ours)(*given), twice(theirs)(*given), 1e-9)
 
 
 def test_gradient_functions_are_differentiable(batch):
