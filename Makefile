@@ -31,13 +31,13 @@ test: $(VENV)/.test ## run every test that needs no framework
 test-torch: $(VENV)/.test $(VENV)/.torch ## run the tests of bnbp.torch, and those beside PyTorch
 	$(BIN)/pytest -m torch
 
-test-jax: $(VENV)/.test $(VENV)/.jax ## run the tests of bnbp.jax, and those beside JAX
-	$(BIN)/pytest -m jax
+test-jax: $(VENV)/.test $(VENV)/.flax ## run the tests of bnbp.jax, and those beside JAX
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m jax
 
 test-clusters: $(VENV)/.test $(VENV)/.clusters ## run the tests of bnbp.mpi and bnbp.dask
 	$(BIN)/pytest -m cluster
 
-test-all: $(VENV)/.test $(VENV)/.torch $(VENV)/.jax $(VENV)/.clusters ## all of them, also those that need TensorFlow, which you install into .venv
+test-all: $(VENV)/.test $(VENV)/.torch $(VENV)/.flax $(VENV)/.clusters ## all of them, also those that need TensorFlow, which you install into .venv
 	$(BIN)/pytest -m ""
 
 # The tests of what an operator computes, in parts and as a whole, and refuses. The others are of the arithmetic, which
