@@ -106,8 +106,8 @@ def test_second_derivatives(batch, activation):
         def twice(forward, arguments=arguments):
             gradients = jax.grad(loss_of(partial(forward, activation=activation), delta, (0.2, 0.1)), arguments)
 
-            def of_gradient(*given):
-                return sum((jnp.cos(each) ** 2).sum() for each in gradients(*given))
+            def of_gradient(*tensors):
+                return sum((jnp.cos(each) ** 2).sum() for each in gradients(*tensors))
 
             return jax.jit(jax.grad(of_gradient, arguments))
 
