@@ -63,7 +63,9 @@ def text_of(page: str) -> str:
 def test_examples_of_the_pages_run(page: str) -> None:
     result = doctest.testfile(str(DOCS / page), module_relative=False, encoding="utf-8")
     assert result.failed == 0
-    assert (result.attempted > 0) == (page in ("clusters.rst", "index.rst", "layouts.rst", IN_PARTS) or page.startswith("ops/batch"))
+    assert (result.attempted > 0) == (
+        page in ("clusters.rst", "index.rst", "layouts.rst", IN_PARTS) or page.startswith("ops/batch")
+    )
 
 
 @pytest.mark.parametrize("name", ["bnbp.ops", "bnbp.reference", "bnbp._config", "bnbp._statistics"])
