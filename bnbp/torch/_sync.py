@@ -57,6 +57,7 @@ class SyncBatchNorm(Activated):
     """
 
     process_group: Any
+    reproducible: bool = True
     _check_input_dim: Any = torch.nn.SyncBatchNorm._check_input_dim
     _check_non_zero_input_channels: Any = torch.nn.SyncBatchNorm._check_non_zero_input_channels
     _forward_elsewhere: Any = torch.nn.SyncBatchNorm.forward
