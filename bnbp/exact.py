@@ -1,9 +1,9 @@
 """Sums over the parts of a batch that do not depend on how the batch is parted.
 
-These are the halves of the operators under their names. They return exact sums instead of numbers: each whole sample is
-summed up as always, in an order that follows from its shape, and the samples' sums are added without rounding. Exact
-sums are merged in any order and grouping. They are rounded once, at the end. So the statistics, the parameters'
-gradients and everything that is computed from them have the same bits on any number of processes, workers or files.
+The functions have the names of the operators' halves, and return exact sums instead of numbers. Each whole sample is
+summed in an order that follows from its shape, and the samples' sums are added without rounding. Exact sums may be
+merged in any order and grouping, and are rounded once, at the end. So the statistics, the parameters' gradients and
+everything that is computed from them have the same bits for any number of parts.
 
 >>> import numpy as np, bnbp
 >>> x = np.random.default_rng(0).normal(size=(8, 3, 5, 5)).astype(np.float32)
@@ -112,7 +112,7 @@ class _Exact:
         return type(self)(self.count, (first, second), flags if flags is not None and flags.any() else None)
 
     def to_bytes(self) -> bytes:
-        """The sums as bytes: about 50 for each channel, fewer or more as the numbers are alike or not.
+        """The sums as bytes: some 30 to 60 for each channel, more if the numbers are of very different sizes.
 
         Equal sums have equal bytes.
         """

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import bnbp
+from bnbp._checks import check as check_arguments
 from bnbp._statistics import as_operands
 
 from .operators import TENSORS, outputs
@@ -266,16 +267,9 @@ class Batch:
 
 
 def check(op: str, files: Mapping[str, NpyFile], **options: Any) -> None:
-    """Raise what the operator raises about its arguments; the options are those of the operator.
-
-    It looks at its outputs last. So it is given none: by then it has checked all the rest, and it computes nothing.
-    """
+    """Raise what the operator raises about its arguments; the options are those of the operator."""
     operands: dict[str, Any] = {"gamma": None, "beta": None, **{name: file.like for name, file in files.items()}}
-    try:
-        getattr(bnbp, f"batch_norm_{op}")(**operands, **options, out=())
-    except ValueError as error:
-        if not str(error).startswith("out:"):
-            raise
+    check_arguments(op, operands, **options)
 
 
 def steps(op: str, files: Mapping[str, NpyFile], team: Team) -> int:
@@ -329,16 +323,16 @@ def compute(
     names = outputs(op, addend)
     like = files["input"].like
     results = {name: like for name in names if name in TENSORS}
-    header, before = _header(like, files["input"].fortran_order), share_of(files["input"], team).elements
-    for name in results:
-        if team.rank == 0:
-            streams[name].write(header)
-        streams[name].seek(len(header) + before * like.itemsize)
 
     def write(name: str, elements: Array) -> None:
         _write(streams[name], elements)
 
     batch = Batch(files, epsilon, channel_axis, num_threads, activation, addend, write, advance, team)
+    header = _header(like, files["input"].fortran_order)
+    for name in results:
+        if team.rank == 0:
+            streams[name].write(header)
+        streams[name].seek(len(header) + batch.share.elements * like.itemsize)
     with np.errstate(all="ignore"):  # infinities and NaN are results like others
         vectors = _OPERATORS[op](batch)
     for name, vector in zip((name for name in names if name not in TENSORS), vectors, strict=True):

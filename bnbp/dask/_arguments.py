@@ -7,6 +7,7 @@ import dask.array
 import numpy as np
 
 import bnbp
+from bnbp._checks import check
 
 __all__ = ["Arguments", "arguments"]
 
@@ -48,7 +49,7 @@ def arguments(op: str, operands: dict[str, Any], epsilon: float, channel_axis: i
     axis = _axis_of(channel_axis, x.ndim)
     shape = _shape_of(given, axis)
     stand_ins = {name: _stand_in(name, value, x, shape, axis) for name, value in given.items()}
-    _check(op, stand_ins, {"epsilon": epsilon, "channel_axis": channel_axis, **options})
+    check(op, stand_ins, epsilon=epsilon, channel_axis=channel_axis, **options)
     assert axis is not None  # or the operator would have refused it
     dtype = _parameter_type(stand_ins, shape, axis)
     for name, value in given.items():
@@ -68,19 +69,7 @@ def _array(name: str, value: Any, dtype: np.dtype[Any]) -> Any:
     return np.asarray(value, None if hasattr(value, "dtype") else dtype)
 
 
-# ---------------------------------------------------------------- checks
-
-
-def _check(op: str, stand_ins: dict[str, Any], options: dict[str, Any]) -> None:
-    """Raise what the operator raises about its arguments.
-
-    It looks at its outputs last. So it is given none: by then it has checked all the rest, and it computes nothing.
-    """
-    try:
-        getattr(bnbp, f"batch_norm_{op}")(**stand_ins, **options, out=())
-    except ValueError as error:
-        if not str(error).startswith("out:"):
-            raise
+# ---------------------------------------------------------------- what the operator sees
 
 
 def _parameter_type(stand_ins: dict[str, Any], shape: tuple[int, ...], axis: int) -> Any:

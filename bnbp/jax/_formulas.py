@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ._calls import Options
 
-__all__ = ["batch_statistics", "inference", "inference_backprop", "training", "training_backprop"]
+__all__ = ["batch_statistics", "inference", "inference_backprop", "inv_std", "training", "training_backprop", "wide"]
 
 
 def training(options: Options, input: Any, gamma: Any, beta: Any, addend: Any) -> tuple[Any, Any, Any]:
@@ -23,7 +23,7 @@ def training(options: Options, input: Any, gamma: Any, beta: Any, addend: Any) -
 
 def batch_statistics(options: Options, input: Any) -> tuple[Any, Any]:
     """Mean and biased variance of each channel, before they are rounded to the parameters' type."""
-    x, others = _wide(input), _others(options, input)
+    x, others = wide(input), _others(options, input)
 
     def average(values: Any) -> Any:
         mean = values.mean(others)
@@ -35,8 +35,8 @@ def batch_statistics(options: Options, input: Any) -> tuple[Any, Any]:
 
 def inference(options: Options, input: Any, gamma: Any, beta: Any, mean: Any, variance: Any, addend: Any) -> Any:
     """Normalise with given statistics."""
-    x = _wide(input)
-    scale = _inv_std(options, x, variance)
+    x = wide(input)
+    scale = inv_std(options, variance)
     scale = scale if gamma is None else gamma * scale
     y = (x - _along(options, input, mean)) * _along(options, input, scale)
     if beta is not None:
@@ -61,19 +61,15 @@ def training_backprop(
     normalized: Any,
 ) -> tuple[Any, Any, Any, Any]:
     """The gradient through the statistics of all devices; those of gamma and beta are of this device's part."""
-    x, others = _wide(input), _others(options, input)
-    delta = _masked(options, input, gamma, beta, mean, variance, normalized_delta, normalized)
-    inv_std = _inv_std(options, x, variance)
-    x_hat = (x - _along(options, input, mean)) * _along(options, input, inv_std)
+    delta, x_hat, scale = _factors(options, input, gamma, beta, mean, variance, normalized_delta, normalized)
     count = input.size // max(input.shape[options.channel_axis], 1)
-    own = delta.sum(others), (delta * x_hat).sum(others)
+    own = _sums(options, delta, x_hat)
     whole = own
     if options.axis_name is not None:
         whole = jax.lax.psum(own, options.axis_name)
         count *= jax.lax.psum(1, options.axis_name)
     delta_sum, product_sum = (_along(options, input, each) / count for each in whole)
-    scale = inv_std if gamma is None else gamma * inv_std
-    input_delta = _along(options, input, scale) * (delta - delta_sum - x_hat * product_sum)
+    input_delta = scale * (delta - delta_sum - x_hat * product_sum)
     return _results(options, (input_delta, own[1], own[0], delta), input, mean)
 
 
@@ -88,13 +84,42 @@ def inference_backprop(
     normalized: Any,
 ) -> tuple[Any, Any, Any, Any]:
     """The gradient with statistics that are constants."""
-    x, others = _wide(input), _others(options, input)
+    delta, x_hat, scale = _factors(options, input, gamma, beta, mean, variance, normalized_delta, normalized)
+    delta_sum, product_sum = _sums(options, delta, x_hat)
+    return _results(options, (scale * delta, product_sum, delta_sum, delta), input, mean)
+
+
+def inv_std(options: Options, variance: Any) -> Any:
+    """1 / sqrt(variance + epsilon), in float32 or wider."""
+    variance = wide(variance)
+    return 1 / jnp.sqrt(variance + jnp.asarray(options.epsilon, variance.dtype))
+
+
+def wide(tensor: Any) -> Any:
+    """A tensor in the type that its formula is computed in."""
+    return tensor.astype(jnp.promote_types(tensor.dtype, jnp.float32))
+
+
+def _factors(
+    options: Options,
+    input: Any,
+    gamma: Any,
+    beta: Any,
+    mean: Any,
+    variance: Any,
+    normalized_delta: Any,
+    normalized: Any,
+) -> tuple[Any, Any, Any]:
+    """What gradients are made of: the masked delta, the normalised input, and gamma over the standard deviation."""
     delta = _masked(options, input, gamma, beta, mean, variance, normalized_delta, normalized)
-    inv_std = _inv_std(options, x, variance)
-    x_hat = (x - _along(options, input, mean)) * _along(options, input, inv_std)
-    scale = inv_std if gamma is None else gamma * inv_std
-    input_delta = _along(options, input, scale) * delta
-    return _results(options, (input_delta, (delta * x_hat).sum(others), delta.sum(others), delta), input, mean)
+    own = inv_std(options, variance)
+    x_hat = (wide(input) - _along(options, input, mean)) * _along(options, input, own)
+    return delta, x_hat, _along(options, input, own if gamma is None else gamma * own)
+
+
+def _sums(options: Options, delta: Any, x_hat: Any) -> tuple[Any, Any]:
+    others = _others(options, delta)
+    return delta.sum(others), (delta * x_hat).sum(others)
 
 
 def _results(options: Options, results: tuple[Any, Any, Any, Any], input: Any, mean: Any) -> tuple[Any, Any, Any, Any]:
@@ -119,7 +144,7 @@ def _masked(
     normalized: Any,
 ) -> Any:
     """The gradient that arrives, 0 where the activation is flat."""
-    delta = _wide(normalized_delta)
+    delta = wide(normalized_delta)
     if options.activation is None:
         return delta
     if normalized is None:
@@ -129,14 +154,6 @@ def _masked(
     if options.activation == "relu6":
         flat = flat | (normalized >= 6)
     return jnp.where(flat, jnp.zeros((), delta.dtype), delta)
-
-
-def _inv_std(options: Options, x: Any, variance: Any) -> Any:
-    return 1 / jnp.sqrt(variance.astype(x.dtype) + jnp.asarray(options.epsilon, x.dtype))
-
-
-def _wide(tensor: Any) -> Any:
-    return tensor.astype(jnp.promote_types(tensor.dtype, jnp.float32))
 
 
 def _parameter_type(input: Any, *parameters: Any) -> Any:

@@ -74,12 +74,9 @@ def training_backprop(
     normalized: Any,
 ) -> tuple[Any, ...]:
     """The gradient; the addend's is None where it is `normalized_delta` itself."""
-
-    def here(*operands: Any) -> tuple[Any, ...]:
-        if options.axis_name is not None:
-            return _synchronised.training_backprop(options, *operands)
-        return _backprop("batch_norm_training_backprop", options, operands)
-
+    here = partial(_backprop, "batch_norm_training_backprop", options)
+    if options.axis_name is not None:
+        here = partial(_synchronised.training_backprop, options)
     operands = input, gamma, beta, mean, variance, normalized_delta, normalized
     return _placed(here, partial(_formulas.training_backprop, options), *operands)  # type: ignore[no-any-return]
 
@@ -110,8 +107,7 @@ def _inference_backward(options: Options, kept: Any, delta: Any) -> Any:
         inference_backprop, options, statistics, delta, normalized
     )
     # normalized = gamma (input - mean) / sqrt(variance + epsilon) + beta, so these two are multiples of the others.
-    wide = jnp.promote_types(mean.dtype, jnp.float32)
-    scale = 1 / jnp.sqrt(variance.astype(wide) + jnp.asarray(options.epsilon, wide))
+    scale = _formulas.inv_std(options, variance)
     factor = scale if gamma is None else gamma * scale
     return (
         input_delta,
@@ -138,21 +134,16 @@ def inference_backprop(
     normalized: Any,
 ) -> tuple[Any, ...]:
     """The gradient with constant statistics; the addend's is None where it is `normalized_delta` itself."""
-    here = partial(_inference_backprop_here, options)
+    here = partial(_backprop, "batch_norm_inference_backprop", options)
     operands = input, gamma, beta, mean, variance, normalized_delta, normalized
     return _placed(here, partial(_formulas.inference_backprop, options), *operands)  # type: ignore[no-any-return]
 
 
-def _inference_backprop_here(options: Options, *operands: Any) -> tuple[Any, ...]:
-    return _backprop("batch_norm_inference_backprop", options, operands)
-
-
-def _second(formula: Any) -> tuple[Any, Any]:
+def _second(gradient: Any, formula: Any) -> tuple[Any, Any]:
     """The rule of a gradient: that of its formula."""
 
     def forward(options: Options, *operands: Any) -> Any:
-        own = training_backprop if formula is _formulas.training_backprop else inference_backprop
-        return own(options, *operands), operands
+        return gradient(options, *operands), operands
 
     def backward(options: Options, operands: Any, deltas: Any) -> Any:
         return jax.vjp(partial(formula, options), *operands)[1](deltas)
@@ -160,8 +151,8 @@ def _second(formula: Any) -> tuple[Any, Any]:
     return forward, backward
 
 
-training_backprop.defvjp(*_second(_formulas.training_backprop))
-inference_backprop.defvjp(*_second(_formulas.inference_backprop))
+training_backprop.defvjp(*_second(training_backprop, _formulas.training_backprop))
+inference_backprop.defvjp(*_second(inference_backprop, _formulas.inference_backprop))
 
 
 def _placed(here: Any, formula: Any, *operands: Any) -> Any:
@@ -169,7 +160,7 @@ def _placed(here: Any, formula: Any, *operands: Any) -> Any:
     return jax.lax.platform_dependent(*operands, cpu=here, default=formula)
 
 
-def _backprop(operator: str, options: Options, operands: Any) -> tuple[Any, ...]:
+def _backprop(operator: str, options: Options, *operands: Any) -> tuple[Any, ...]:
     input, _, _, mean, *_ = operands
     tensor, parameter = Shape(input.shape, input.dtype), Shape(mean.shape, mean.dtype)
     masks = options.addend and options.activation is not None

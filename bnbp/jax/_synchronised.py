@@ -1,8 +1,9 @@
 """A batch whose parts lie on the devices along a mapped axis, put together by the operators' halves.
 
 Two collectives, one each way, exchange two numbers of each channel and device. They are float64 and travel as bytes,
-for JAX has no float64 unless it is told to. What arrives is merged in the order of the devices, and rounded once: the
-results are as right as those of a whole batch, and the same on every device, bit for bit.
+for JAX has no float64 unless it is told to. What arrives is merged in the order of the devices, and rounded once: mean,
+variance and sums are as right as those of a whole batch, and the same on every device, bit for bit. The mean that is
+subtracted is the rounded one.
 """
 
 import math

@@ -101,7 +101,7 @@ cdef void collect_statistics(int64_t* rows, bint wide, const Plan* p, const doub
     cdef Three of_mean, of_squares, of_m2
     cdef double[8] mean, rest, twice, m2
     cdef Digits to
-    cdef Py_ssize_t k, chunk = 0, first, elements
+    cdef Py_ssize_t k, chunk = 0, again, first, elements
     cdef bint alike = p.chunks * p.sample_rows == p.n and p.per_run == 1
     while chunk < p.chunks:
         first, elements = chunk, count_of(p, chunk)
@@ -134,8 +134,7 @@ cdef void collect_statistics(int64_t* rows, bint wide, const Plan* p, const doub
                 continue
             for again in range(first, chunk):
                 add_statistics(to, partial[again, 0, c0 + k], partial[again, 2, c0 + k] if wide else 0.0,
-                               partial[again, 3, c0 + k] if elements > 1 or partial[again, 3, c0 + k] != 0 else 0.0,
-                               elements)
+                               partial[again, 3, c0 + k], elements)
 
 
 cdef void collect_exactly(const bnbp_arguments* a, const Plan* p, const double[:, :, ::1]& partial, Py_ssize_t first,
