@@ -87,7 +87,7 @@ def test_bits_do_not_depend_on_the_instruction_set():
 
 @pytest.mark.parametrize("level", [level for level in USABLE if level != USED])
 def test_the_kernels_pass_their_tests_on_every_other_level(level):
-    """On the one in use all tests run as they are. Activations on their borders have the same bits, by the test above."""
+    """On the one in use all tests run as they are. Activations have the same bits, by the test above."""
     result = python(
         "-m",
         "pytest",
