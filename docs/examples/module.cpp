@@ -53,9 +53,8 @@ PyObject* gradient(PyObject*, PyObject* arguments) {
     }
     try {
         const bnbp::op::BatchNormTrainingBackprop op(epsilon);
-        const std::vector<bnbp::Tensor> inputs{
-            buffers[0].tensor(), buffers[1].tensor(), {}, // beta: not used
-            buffers[2].tensor(), buffers[3].tensor(), buffers[4].tensor()};
+        const std::vector<bnbp::Tensor> inputs{buffers[0].tensor(), buffers[1].tensor(), {}, // beta: not used
+                                               buffers[2].tensor(), buffers[3].tensor(), buffers[4].tensor()};
         const std::vector<bnbp::Tensor> outputs{buffers[5].tensor(), buffers[6].tensor(), buffers[7].tensor()};
         const WithoutGil released;
         op.evaluate(outputs, inputs);

@@ -8,7 +8,9 @@ from bnbp.kernels import ARGUMENTS, F64, OK, training_backprop
 
 
 # Types, numbers of axes and contiguity are checked by this signature: Numba calls the function with no other arrays.
-@numba.njit("Tuple((f8[:,:,::1], f8[::1], f8[::1]))(f8[:,:,::1], f8[::1], f8[::1], f8[::1], f8[:,:,::1], f8)", nogil=True)
+@numba.njit(
+    "Tuple((f8[:,:,::1], f8[::1], f8[::1]))(f8[:,:,::1], f8[::1], f8[::1], f8[::1], f8[:,:,::1], f8)", nogil=True
+)
 def gradient(x, gamma, mean, variance, dy, epsilon):
     """The gradients with respect to x, gamma and beta."""
     n, c, s = x.shape
