@@ -1,8 +1,8 @@
 """The C function table for code that is compiled in Python, as ``bnbp/kernels.h`` declares it.
 
-:mod:`numba` and :mod:`ctypes` call the kernels through it. A kernel is a function of one pointer, to a structure with
-the operands' addresses and lengths; it returns a status. **Nothing is checked at this level**: a wrong length or type
-is a wrong result, or the end of the process. :doc:`/cython_numba` lists the checks that the caller owes.
+Numba and ctypes call the kernels through it. A kernel is a function of one pointer, to a structure with the operands'
+addresses and lengths, and returns a status. **Nothing is checked at this level.** A wrong length or type is a wrong
+result, or the end of the process.
 
 The module comes with the kernels, so the structure is always theirs. Importing it fails if it is not.
 """

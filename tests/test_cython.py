@@ -185,23 +185,28 @@ def operand(array):
 def test_every_operator_in_cython_is_the_reference(every, threads):
     x, dy, gamma, mean, variance = batch()
     beta, addend = np.array([0.5, 0.0, -1.0]), np.roll(x, 1)
-    y = reference.batch_norm_training(x, gamma, beta, 0.5, activation="relu", addend=addend).normalized
+    relu = {"activation": "relu"}
+    y = reference.batch_norm_training(x, gamma, beta, 0.5, **relu, addend=addend).normalized
     assert {*np.sign(y.ravel())} == {0.0, 1.0}
+    flat = {**relu, "normalized": y, "addend": True}
     sums = reference.batch_norm_training_backprop_reduce(x, mean, dy)
     statistics = reference.batch_norm_training_statistics(x)
     cases = {
-        "BatchNormTraining": ((x, gamma, beta, addend), reference.batch_norm_training(x, gamma, beta, 0.5, activation="relu", addend=addend)),
+        "BatchNormTraining": (
+            (x, gamma, beta, addend),
+            reference.batch_norm_training(x, gamma, beta, 0.5, **relu, addend=addend),
+        ),
         "BatchNormTrainingBackprop": (
             (x, gamma, beta, mean, variance, dy, y),
-            reference.batch_norm_training_backprop(x, gamma, beta, mean, variance, dy, 0.5, activation="relu", normalized=y, addend=True),
+            reference.batch_norm_training_backprop(x, gamma, beta, mean, variance, dy, 0.5, **flat),
         ),
         "BatchNormInference": (
             (x, gamma, beta, mean, variance, addend),
-            (reference.batch_norm_inference(x, gamma, beta, mean, variance, 0.5, activation="relu", addend=addend),),
+            (reference.batch_norm_inference(x, gamma, beta, mean, variance, 0.5, **relu, addend=addend),),
         ),
         "BatchNormInferenceBackprop": (
             (x, gamma, beta, mean, variance, dy, y),
-            reference.batch_norm_inference_backprop(x, gamma, beta, mean, variance, dy, 0.5, activation="relu", normalized=y, addend=True),
+            reference.batch_norm_inference_backprop(x, gamma, beta, mean, variance, dy, 0.5, **flat),
         ),
         "BatchNormTrainingStatistics": ((x,), statistics[1:]),
         "BatchNormTrainingBackpropReduce": ((x, mean, dy), sums),
@@ -228,12 +233,14 @@ def test_attributes_in_cython(every):
     assert (before, after) == ((1e-5, 1, True), (0.25, -1, True))
     assert addend is True
     assert counts == [7, 9]
-    pairs = every.defaults()
-    assert (
-        pairs
-        == [(0.25, 1), (1e-5, 1), (0.25, 1), (0, 1), (0, 2), (1e-5, 1), (1e-5, 2), (0.25, 1)]
-        + [(1e-5, 1), (0.25, 1)] * 2
-    )
+    plain, with_epsilon = (1e-5, 1), (0.25, 1)
+    assert every.defaults() == [
+        *(with_epsilon, plain, with_epsilon),
+        *((0, 1), (0, 2)),  # the statistics have no epsilon
+        *(plain, (1e-5, 2)),
+        with_epsilon,
+        *(plain, with_epsilon) * 2,
+    ]
 
 
 def test_a_pointer_to_const_makes_a_tensor_that_is_only_read(every):

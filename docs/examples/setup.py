@@ -1,8 +1,9 @@
 import sys
 
-import bnbp
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+
+import bnbp
 
 setup(
     name="cython_gradient",
