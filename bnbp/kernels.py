@@ -120,8 +120,7 @@ def _address(capsule: object) -> int:
 
 def _table(capsule: object) -> np.void:
     """What the capsule of kernels points to; ImportError if this module does not describe it."""
-    memory = (ctypes.c_char * TABLE.itemsize).from_address(_address(capsule))
-    table: np.void = np.frombuffer(memory, TABLE)[0]
+    table: np.void = np.frombuffer(ctypes.string_at(_address(capsule), TABLE.itemsize), TABLE)[0]
     if table["abi"] != ABI:
         raise ImportError(
             f"bnbp.kernels: expected version {ABI} of the function table, got {table['abi']}; install bnbp again"
