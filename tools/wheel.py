@@ -110,6 +110,8 @@ def check(wheel: Path) -> None:
     run("check-wheel-contents", "--ignore", "W009,W010", wheel)  # that bnbp.libs stands beside bnbp, without modules
     with ZipFile(wheel) as archive, tempfile.TemporaryDirectory() as folder:
         files = archive.infolist()
+        missing = declarations() - {file.filename for file in files}
+        assert not missing, f"not in the wheel: {', '.join(sorted(missing))}"
         if sys.platform == "linux":
             archive.extractall(folder)
             modules = sorted(Path(folder).glob("bnbp/**/*.so"))
@@ -127,6 +129,12 @@ def check(wheel: Path) -> None:
     size = sum(file.file_size for file in own)
     print(f"{size:>10,}  all but the OpenMP runtime; the wheel itself {wheel.stat().st_size:,}")
     assert size < LIMIT, f"more than {LIMIT:,} bytes"
+
+
+def declarations() -> set[str]:
+    """What compilers of users read: the headers, and what Cython takes from them."""
+    files = [*ROOT.glob("bnbp/*.pxd"), *ROOT.glob("bnbp/include/**/*.h*")]
+    return {file.relative_to(ROOT).as_posix() for file in files}
 
 
 def interpreters() -> dict[str, str]:
