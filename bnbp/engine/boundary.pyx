@@ -44,8 +44,11 @@ cdef extern from "Python.h":
     long long PyLong_AsLongLongAndOverflow(object value, int* overflow) except? -1
 
 
+cdef extern from "bnbp/python.hpp" namespace "bnbp":
+    void set_python_error()
+
+
 cdef extern from "boundary.h" nogil:
-    void raise_python()
     int cpu_supports(const char* level)
     Py_ssize_t l2_cache_size()
     const Signature* signature_of(const char* name)
@@ -79,7 +82,7 @@ cdef extern from "bnbp/batch_norm.hpp" namespace "bnbp" nogil:
         relu
         relu6
 
-    void set_kernels(bnbp_kernels* table) except +raise_python
+    void set_kernels(bnbp_kernels* table) except +set_python_error
 
 
 cdef extern from "bnbp/detail/call.hpp" namespace "bnbp::detail" nogil:
@@ -99,18 +102,18 @@ cdef extern from "bnbp/detail/call.hpp" namespace "bnbp::detail" nogil:
         Activation activation
         cbool addend
         int64_t* exact
-        void set_epsilon(double value) except +raise_python
-        void set_count(int64_t value) except +raise_python
+        void set_epsilon(double value) except +set_python_error
+        void set_count(int64_t value) except +set_python_error
 
     cppclass Call:
         Attributes attributes
-        void check_inputs(const View* inputs, Py_ssize_t count) except +raise_python
+        void check_inputs(const View* inputs, Py_ssize_t count) except +set_python_error
         int64_t channels()
         Py_ssize_t output_count()
         cbool is_tensor(Py_ssize_t k)
         ElementType output_type(Py_ssize_t k)
-        void check_outputs(const View* outputs, Py_ssize_t count) except +raise_python
-        void run(const bnbp_kernels* kernels, int num_threads) except +raise_python
+        void check_outputs(const View* outputs, Py_ssize_t count) except +set_python_error
+        void run(const bnbp_kernels* kernels, int num_threads) except +set_python_error
 
 
 cdef extern from "exact.h" namespace "bnbp::exact" nogil:
