@@ -18,14 +18,15 @@ def training(x, gamma, beta, epsilon):
 
 
 def training_gradient(wanted, results, arguments, options):
-    """What autograd asks for: a function from the gradient of the results to those of the `wanted` arguments."""
+    """What autograd asks for: a function from gradients of results to those of arguments."""
     x, gamma, beta, epsilon = arguments
     _, mean, variance = results
     mask = [k in wanted for k in range(3)]
 
     def gradient(deltas):
         dy, *_ = deltas
-        found = bnbp.batch_norm_training_backprop(x, gamma, beta, mean, variance, dy, epsilon, output_mask=mask)
+        given = x, gamma, beta, mean, variance, dy, epsilon
+        found = bnbp.batch_norm_training_backprop(*given, output_mask=mask)
         return [found[k] for k in wanted]
 
     return gradient
@@ -41,7 +42,8 @@ def batch_norm(x, gamma, beta, epsilon=1e-5):
 
 def formula(x, gamma, beta, epsilon=1e-5):
     """The same for autograd to differentiate step by step."""
-    mean, variance = anp.mean(x, (0, 2, 3), keepdims=True), anp.var(x, (0, 2, 3), keepdims=True)
+    mean = anp.mean(x, (0, 2, 3), keepdims=True)
+    variance = anp.var(x, (0, 2, 3), keepdims=True)
     xhat = (x - mean) / anp.sqrt(variance + epsilon)
     return xhat * gamma[:, None, None] + beta[:, None, None]
 
@@ -60,6 +62,7 @@ def gradients(operator):
     return autograd.grad(loss, (0, 1, 2))(*arguments)
 
 
-for name, ours, theirs in zip(("x", "gamma", "beta"), gradients(batch_norm), gradients(formula), strict=True):
+pairs = zip(gradients(batch_norm), gradients(formula), strict=True)
+for name, (ours, theirs) in zip(("x", "gamma", "beta"), pairs, strict=True):
     np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
     print(f"gradient of {name}: shape {ours.shape}, that of the formula")

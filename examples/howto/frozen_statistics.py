@@ -8,7 +8,8 @@ rng = np.random.default_rng(0)
 x = rng.normal(size=(32, 4, 6, 6))
 target = 1.5 * x + 0.5
 gamma, beta = np.ones(4), np.zeros(4)
-mean, variance = np.array([0.3, -0.2, 0.0, 0.1]), np.array([1.8, 0.9, 1.2, 0.7])  # of an earlier training
+mean = np.array([0.3, -0.2, 0.0, 0.1])  # of an earlier training, and not this batch's own
+variance = np.array([1.8, 0.9, 1.2, 0.7])
 
 
 def loss_of(x, gamma, beta):
@@ -28,9 +29,11 @@ direction = rng.normal(size=x.shape)
 step = 1e-5 * direction
 slope = (loss_of(x + step, gamma, beta) - loss_of(x - step, gamma, beta)) / 2e-5
 np.testing.assert_allclose(np.vdot(dx, direction), slope, rtol=1e-6)
-print(f"measured {slope:.6f}, frozen {np.vdot(dx, direction):.6f}, training's {np.vdot(wrong, direction):.6f}")
+print(f"measured {slope:.6f}")
+print(f"frozen statistics {np.vdot(dx, direction):.6f}, training {np.vdot(wrong, direction):.6f}")
 
-# If only gamma and beta are trained, leave input_delta out: the tensors are read once, and nothing is written.
+# If only gamma and beta are trained, leave input_delta out.
+# The tensors are then read once, and nothing is written.
 print(f"loss {loss_of(x, gamma, beta):.4f}")
 for _ in range(300):
     y = bnbp.batch_norm_inference(x, gamma, beta, mean, variance)

@@ -8,7 +8,7 @@ rng = np.random.default_rng(0)
 x, dy = rng.normal(3, 2, size=(2, 32, 64, 14, 14)).astype(np.float32)
 gamma, beta = np.ones(64, np.float32), np.zeros(64, np.float32)
 
-# `out=` takes an earlier result, or one array for each output. What comes back is those arrays.
+# `out=` takes an earlier result, or one array for each output. The same arrays come back.
 forward = bnbp.batch_norm_training(x, gamma, beta)
 again = bnbp.batch_norm_training(x, gamma, beta, out=forward)
 print("same array:", again.normalized is forward.normalized)
@@ -19,8 +19,9 @@ normalized, mean, variance = bnbp.batch_norm_training(x, gamma, beta, out=(y, No
 print("same array:", normalized is y)
 
 # In place: the gradient may overwrite the gradient that arrived.
-fresh = bnbp.batch_norm_training_backprop(x, gamma, beta, mean, variance, dy)
-dx, dgamma, dbeta = bnbp.batch_norm_training_backprop(x, gamma, beta, mean, variance, dy, out=(dy, None, None))
+given = x, gamma, beta, mean, variance, dy
+fresh = bnbp.batch_norm_training_backprop(*given)
+dx, dgamma, dbeta = bnbp.batch_norm_training_backprop(*given, out=(dy, None, None))
 print("in place:", dx is dy, "- same bits:", dx.tobytes() == fresh.input_delta.tobytes())
 
 # Views are taken as well: here every second row of a larger array.

@@ -27,13 +27,14 @@ def parts_of(*tensors):
 
 folder = Path(sys.argv[1])
 make(folder)
-x, dy = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("input", "normalized_delta"))
-y, dx = (
-    np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float32, SHAPE) for name in ("normalized", "input_delta")
-)
+x = np.load(folder / "input.npy", mmap_mode="r")
+dy = np.load(folder / "normalized_delta.npy", mmap_mode="r")
+y = np.lib.format.open_memmap(folder / "normalized.npy", "w+", np.float32, SHAPE)
+dx = np.lib.format.open_memmap(folder / "input_delta.npy", "w+", np.float32, SHAPE)
 
 # First time through the file: the statistics.
-whole = bnbp.merge_statistics(bnbp.batch_norm_training_statistics(part) for (part,) in parts_of(x))
+statistics = (bnbp.batch_norm_training_statistics(part) for (part,) in parts_of(x))
+whole = bnbp.merge_statistics(statistics)
 mean, variance = whole.mean.astype(np.float32), whole.variance.astype(np.float32)
 
 # Second time: the results, written where they belong, and the sums for the gradient.
@@ -44,9 +45,8 @@ for x_part, dy_part, y_part in parts_of(x, dy, y):
 
 # Third time: the gradient.
 for x_part, dy_part, dx_part in parts_of(x, dy, dx):
-    _, dgamma, dbeta = bnbp.batch_norm_training_backprop_apply(
-        x_part, None, None, mean, variance, dy_part, *sums, whole.count, out=(dx_part, None, None)
-    )
+    given = x_part, None, None, mean, variance, dy_part, *sums, whole.count
+    _, dgamma, dbeta = bnbp.batch_norm_training_backprop_apply(*given, out=(dx_part, None, None))
 
 np.save(folder / "mean.npy", mean)
 np.save(folder / "variance.npy", variance)

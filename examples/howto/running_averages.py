@@ -5,17 +5,18 @@ import numpy as np
 import bnbp
 
 rng = np.random.default_rng(0)
-batches = rng.normal([2.0, -1.0, 0.0], [1.0, 3.0, 0.5], size=(200, 16, 3)).astype(np.float32)  # of 16 samples each
+batches = rng.normal([2.0, -1.0, 0.0], [1.0, 3.0, 0.5], size=(200, 16, 3)).astype(np.float32)
 gamma, beta = np.ones(3, np.float32), np.zeros(3, np.float32)
 
 # Each step of training moves the averages a little way towards the batch.
-momentum = 0.1  # the weight of the new batch, as in PyTorch; Keras, Flax and ONNX call 0.9 the same
+momentum = 0.1  # the weight of the new batch, as in PyTorch; in Keras this is 0.9
 running_mean, running_variance = np.zeros(3, np.float32), np.ones(3, np.float32)
 for x in batches:
     normalized, batch_mean, batch_variance = bnbp.batch_norm_training(x, gamma, beta)
     m = x.size // x.shape[1]  # elements of a channel
     running_mean += momentum * (batch_mean - running_mean)
-    running_variance += momentum * (batch_variance * m / (m - 1) - running_variance)  # unbiased
+    unbiased = batch_variance * m / (m - 1)
+    running_variance += momentum * (unbiased - running_variance)
 print("running averages   ", running_mean.round(2), running_variance.round(2))
 
 # Or take the statistics of all batches together. They depend on no momentum.

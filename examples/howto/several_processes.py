@@ -14,7 +14,7 @@ GAMMA, BETA = np.linspace(0.5, 1.5, 8, dtype=np.float32), np.zeros(8, np.float32
 
 
 def load(folder, part):
-    """The part of the batch that is this process's: samples of `x` and of the gradient that arrives."""
+    """This process's samples of `x` and of the gradient that arrives."""
     return (np.load(Path(folder, name), mmap_mode="r")[part] for name in ("x.npy", "dy.npy"))
 
 
@@ -41,12 +41,14 @@ def gradient(folder, part, mean, variance, sums, count):
 
 def run(folder, samples, processes):
     """Compute all results on some processes."""
-    parts = [slice(samples * k // processes, samples * (k + 1) // processes) for k in range(processes)]
+    borders = [samples * k // processes for k in range(processes + 1)]
+    parts = [slice(*pair) for pair in zip(borders, borders[1:], strict=False)]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
 
         def each(function, *arguments):
             """Call it for each part, in the processes."""
-            return list(pool.map(function, *zip(*((folder, part, *arguments) for part in parts), strict=True)))
+            futures = [pool.submit(function, folder, part, *arguments) for part in parts]
+            return [future.result() for future in futures]
 
         first, *others = each(statistics_of)
         whole = first.merge(*others).round()
