@@ -10,19 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import bnbp
+
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(path.stem for path in (ROOT / "examples" / "howto").glob("*.py"))
 PAGES = sorted(path.stem for path in (ROOT / "docs" / "howto").glob("*.rst") if path.stem != "index")
 
 
 def run(command: str, folder: Path) -> str:
-    """What a command of a page prints, with this Python, in a folder that has the examples."""
-    if not (folder / "examples").exists():
-        (folder / "examples").symlink_to(ROOT / "examples")
-    program, *arguments = shlex.split(command)
+    """What a command of a page prints, with this Python, in a folder of its own."""
+    program, *arguments = shlex.split(command.replace("examples/", f"{ROOT.as_posix()}/examples/"))
     arguments = {"python": arguments, "bnbp": ["-m", "bnbp", *arguments]}[program]
-    # A script's own folder is the first place in which Python looks for modules: the package is not there.
-    path = os.pathsep.join(str(Path(place).resolve()) for place in sys.path if place)
+    path = os.pathsep.join([str(Path(bnbp.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     result = subprocess.run(
         [sys.executable, "-W", "error", *arguments],
         cwd=folder,

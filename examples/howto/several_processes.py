@@ -1,6 +1,7 @@
 """A batch that several processes share. ``python examples/howto/several_processes.py``."""
 
 from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +15,7 @@ GAMMA, BETA = np.linspace(0.5, 1.5, 8, dtype=np.float32), np.zeros(8, np.float32
 
 
 def load(folder, part):
-    """This process's samples of `x` and of the gradient that arrives."""
+    """The samples of one process: of `x`, and of the gradient that arrives."""
     return (np.load(Path(folder, name), mmap_mode="r")[part] for name in ("x.npy", "dy.npy"))
 
 
@@ -42,7 +43,7 @@ def gradient(folder, part, mean, variance, sums, count):
 def run(folder, samples, processes):
     """Compute all results on some processes."""
     borders = [samples * k // processes for k in range(processes + 1)]
-    parts = [slice(*pair) for pair in zip(borders, borders[1:], strict=False)]
+    parts = [slice(*pair) for pair in pairwise(borders)]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
 
         def each(function, *arguments):
