@@ -50,14 +50,14 @@ def formula(x, gamma, beta, epsilon=1e-5):
 
 rng = np.random.default_rng(0)
 arguments = rng.normal(size=(6, 3, 4, 4)), rng.normal(size=3), rng.normal(size=3)
-weights = rng.normal(size=(6, 3, 4, 4))
+factors = rng.normal(size=(6, 3, 4, 4))
 
 
 def gradients(operator):
     """Those of a loss in which the operator is one step of many."""
 
     def loss(x, gamma, beta):
-        return anp.sum(weights * anp.tanh(operator(anp.sin(x), gamma, beta)))
+        return anp.sum(factors * anp.tanh(operator(anp.sin(x), gamma, beta)))
 
     return autograd.grad(loss, (0, 1, 2))(*arguments)
 
