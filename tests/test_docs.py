@@ -64,7 +64,8 @@ def test_examples_of_the_pages_run(page: str) -> None:
     result = doctest.testfile(str(DOCS / page), module_relative=False, encoding="utf-8")
     assert result.failed == 0
     assert (result.attempted > 0) == (
-        page in ("clusters.rst", "index.rst", "layouts.rst", IN_PARTS) or page.startswith("ops/batch")
+        page in ("clusters.rst", "coming_from.rst", "faq.rst", "index.rst", "layouts.rst", IN_PARTS)
+        or page.startswith("ops/batch")
     )
 
 

@@ -229,8 +229,8 @@ public:
 /// | `normalized`, optional | that of `input` | | |
 ///
 /// `normalized` is the forward operator's output, and shows where the activation is flat. Without it, the operator
-/// computes this again from the other inputs, with the same result bit for bit. With an addend, `normalized` must be
-/// given.
+/// computes this again from the other inputs, with the same result bit for bit. With both an activation and an addend,
+/// `normalized` must be given.
 class BatchNormTrainingBackprop : public BatchNormActivated {
 public:
     /// \copydoc BatchNormTraining::BatchNormTraining
