@@ -1,8 +1,8 @@
 """SVG that stands in the page itself, in the colours of the page: drawn by hand, or made of matplotlib's.
 
 Colours are classes of ``_static/figures.css``: ``ink`` for text and lines, ``paper`` for the background, ``faint`` for
-grids, and one for each thing that is shown, such as ``bnbp``. A drawing is as wide as a narrow window, 360 units, and its
-text has at least 12 of them, so that it can be read there.
+grids, and one for each thing that is shown, such as ``bnbp``. A drawing is as wide as a narrow window, 360 units, and
+its text has at least 12 of them, so that it can be read there.
 """
 
 import re

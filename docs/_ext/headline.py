@@ -23,7 +23,8 @@ svg { --ink: #1c1c1c; --paper: #ffffff; --bnbp: #0b5cc4; --torch: #c92a2a; --ten
 }
 text { fill: var(--ink) } .strong { font-weight: 600 } .page { fill: var(--paper) }
 .dashed { fill: none; stroke: var(--ink); stroke-dasharray: 4 3 }
-.bnbp { fill: var(--bnbp) } .torch { fill: var(--torch) } .tensorflow { fill: var(--tensorflow) } .jax { fill: var(--jax) }
+.bnbp { fill: var(--bnbp) } .torch { fill: var(--torch) }
+.tensorflow { fill: var(--tensorflow) } .jax { fill: var(--jax) }
 """
 
 
@@ -70,7 +71,7 @@ def draw(drawing: Drawing, content: dict[str, Any], layout: str, top: float) -> 
         time = seconds[name]["median"]
         drawing.text(left - 8, y + 15, label, "strong" if name == "bnbp" else "", 13.5, "end")
         drawing.box(left, y, time * scale, 20, name, 2)
-        ratio = "" if name == "bnbp" else f" ({number(time / seconds['bnbp']['median'])}×)"
+        ratio = "" if name == "bnbp" else f" ({number(time / seconds['bnbp']['median'])}\N{MULTIPLICATION SIGN})"
         drawing.text(left + time * scale + 6, y + 15, f"{time * 1e3:.0f} ms{ratio}", size=13.5)
         y += 27
     floor = left + seconds["bound"]["median"] * scale
@@ -118,10 +119,10 @@ def standalone(content: dict[str, Any]) -> str:
         bottom = draw(drawing, content, layout, bottom) + 8
     drawing.text(0, bottom + 10, f"{cpu_of(content)}, {build_of(content)}", size=12.5)
     edge, height = 14, round(bottom + 18)
+    size = f'width="{WIDTH + 2 * edge}" height="{height + 2 * edge}"'
+    page = f'<rect class="page" x="{-edge}" y="{-edge}" {size} rx="8"/>'
     view = f"{-edge} {-edge} {WIDTH + 2 * edge} {height + 2 * edge}"
     words = " ".join(f"{title}: {described(content, layout)}" for layout, title in LAYOUTS.items())
-    page = f'<rect class="page" x="{-edge}" y="{-edge}" width="{WIDTH + 2 * edge}" height="{height + 2 * edge}" rx="8"/>'
-    size = f'width="{WIDTH + 2 * edge}" height="{height + 2 * edge}"'
     return (
         f'<svg xmlns="{NAMESPACE}" {size} viewBox="{view}" role="img" aria-label="{WHAT}. {words}">\n'
         f"<style>{STYLE}</style>\n{page}\n" + "\n".join(drawing.parts) + "\n</svg>\n"

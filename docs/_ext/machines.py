@@ -7,6 +7,17 @@ from typing import Any
 FOLDER = Path(__file__).parents[1] / "measured"
 EARLY = FOLDER / "early_builds.txt"
 LIBRARIES = {"torch": "PyTorch", "tensorflow": "TensorFlow", "jax": "JAX", "numpy": "NumPy"}
+TITLES = {  # of candidates
+    "floor": "floor",
+    "bnbp": "bnbp",
+    "bnbp fresh": "bnbp fresh",
+    "bnbp plain": "without the activation",
+    "torch": "PyTorch",
+    "torch.compile": "torch.compile",
+    "tensorflow": "TensorFlow",
+    "jax": "JAX",
+    "numpy": "NumPy",
+}
 
 
 def load(name: str) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from typing import Any, ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
-from machines import FOLDER, LIBRARIES, cpu_of, load, machine_of, number, ratio, slower, threads_of
+from machines import FOLDER, LIBRARIES, TITLES, cpu_of, load, machine_of, number, ratio, slower, threads_of
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
@@ -42,17 +42,6 @@ from bnbp.cli.training import report as training_report
 from bnbp.cli.training.cases import CANDIDATES, CONVERTED, EAGER, OTHER_THREADS, Row
 from bnbp.cli.training.cases import TITLES as NETWORKS
 
-TITLES = {
-    "floor": "floor",
-    "bnbp": "bnbp",
-    "bnbp fresh": "bnbp fresh",
-    "bnbp plain": "without the activation",
-    "torch": "PyTorch",
-    "torch.compile": "torch.compile",
-    "tensorflow": "TensorFlow",
-    "jax": "JAX",
-    "numpy": "NumPy",
-}
 LAYOUTS = {"nchw": "channels first", "nhwc": "channels last"}
 OPERATORS = {
     "training": "batch norm in training",
@@ -66,6 +55,7 @@ SETS = {
     "odd": "other shapes",
     "small": "small calls",
 }
+SHORT_SETS = {"network": "ResNet-50", "cache": "in the caches"}
 
 
 class Measured(SphinxDirective):
@@ -109,7 +99,9 @@ class Measured(SphinxDirective):
         first = "operator, layout, threads" if totals else "shape (how often)" if network else "shape"
         heads = [f"{TITLES[name]}, {unit}" for name in names]
         return [
-            build([first, *heads, f"floor that applies, {unit}", "bnbp / floor"], table, self.caption(content, "medians"))
+            build(
+                [first, *heads, f"floor that applies, {unit}", "bnbp / floor"], table, self.caption(content, "medians")
+            )
         ]
 
     def content_of_file(self) -> dict[str, Any]:
@@ -185,9 +177,9 @@ class MeasuredSummary(SphinxDirective):
                 floor = ratio(content, "bnbp", "bound", **where)
                 cells = [number(each) if each else "" for each in (*ratios, floor)]
                 machine = f"{cpu_of(content)}, {threads_of(int(threads))}"
-                table.append([f"{SETS[content['settings']['sets'][0]]}; {LAYOUTS[layout]}", machine, *cells])
-        heads = ["what", "machine", *(f"{name} / bnbp" for name in LIBRARIES.values()), "bnbp / floor"]
-        return [build(heads, table, "Times of the gradient in float32, as ratios.", words=2)]
+                table.append([SHORT_SETS[content["settings"]["sets"][0]], LAYOUTS[layout], machine, *cells])
+        heads = ["tensors", "layout", "machine", *(f"{name} / bnbp" for name in LIBRARIES.values()), "bnbp / floor"]
+        return [build(heads, table, "Times of the gradient in float32, as ratios.", words=3)]
 
 
 class MeasuredNumber(SphinxRole):

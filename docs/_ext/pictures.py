@@ -18,9 +18,10 @@ DESCRIPTIONS = {
     "code": (
         "Five steps from top to bottom. The Python function in bnbp/ops.py takes arrays. The boundary in "
         "engine/boundary.pyx makes views of them and, with memory of engine/pool.pyx, results. The call in "
-        "detail/call.hpp checks types, shapes and overlap. The plan in plan.pxi, schedule.pxi and tiles.pxi gives units "
-        "of channels to threads. The kernels reduce (reduce_runs.pxi and reduce_rows.pxi), finish (finish.pxi) and apply "
-        "(apply_runs.pxi and apply_rows.pxi) compute; sweep.pxi reduces and applies at once. The results go back."
+        "detail/call.hpp checks types, shapes and overlap. The plan in plan.pxi, schedule.pxi and tiles.pxi gives "
+        "units of channels to threads. The kernels reduce (reduce_runs.pxi and reduce_rows.pxi), finish (finish.pxi) "
+        "and apply (apply_runs.pxi and apply_rows.pxi) compute; sweep.pxi reduces and applies at once. The results go "
+        "back."
     ),
 }
 
@@ -44,7 +45,7 @@ def operator(identity: str) -> str:
     text(34, 187, "First pass: sums over the channel", "strong")
     text(34, 208, "beta_delta  = Σ normalized_delta", "code", 12)
     text(34, 226, "gamma_delta = Σ normalized_delta · x̂", "code", 12)
-    text(34, 244, "x̂ = (input − mean) / √(variance + ε)", "code", 12)
+    text(34, 244, "x̂ = (input - mean) / √(variance + ε)", "code", 12)
 
     for middle, width, name in ((120, 98, "beta_delta"), (240, 108, "gamma_delta")):
         line((middle, 252), (middle, 272), head=True)
@@ -55,8 +56,8 @@ def operator(identity: str) -> str:
     box(24, 326, 312, 84)
     text(34, 345, "Second pass: every element", "strong")
     text(34, 366, "input_delta = gamma / √(variance + ε)", "code", 12)
-    text(34, 384, "· (normalized_delta − beta_delta / m", "code", 12)
-    text(WIDTH - 34, 402, "− x̂ · gamma_delta / m)", "code", 12, "end")
+    text(34, 384, "· (normalized_delta - beta_delta / m", "code", 12)
+    text(WIDTH - 34, 402, "- x̂ · gamma_delta / m)", "code", 12, "end")
     line((180, 410), (180, 432), head=True)
     tensor(drawing, 114, 460, "input_delta")
     return drawing.svg(identity, TITLES["operator"], DESCRIPTIONS["operator"])
@@ -86,14 +87,14 @@ STEPS = (
     ),
     (
         "Plan and tiles",
-        ("plan.pxi", "schedule.pxi", "tiles.pxi"),
+        ("bnbp/engine/kernels/", "plan.pxi, schedule.pxi, tiles.pxi"),
         ("units of channels for each thread; other", "layouts are gathered tile by tile"),
     ),
 )
 KERNELS = (
-    ("reduce", ("reduce_runs.pxi", "reduce_rows.pxi"), "sums"),
-    ("finish", ("finish.pxi",), "coefficients"),
-    ("apply", ("apply_runs.pxi", "apply_rows.pxi"), "results"),
+    ("reduce", ("reduce_runs", "reduce_rows"), "sums"),
+    ("finish", ("finish",), "coefficients"),
+    ("apply", ("apply_runs", "apply_rows"), "results"),
 )
 
 
@@ -103,31 +104,30 @@ def code(identity: str) -> str:
     text, box, line = drawing.text, drawing.box, drawing.line
     y, middle = 1.0, WIDTH / 2
     for k, (title, files, words) in enumerate(STEPS):
-        names = [", ".join(files)] if len(files) == 3 else files
-        height = 30 + 17 * (len(names) + len(words))
+        height = 30 + 17 * (len(files) + len(words))
         box(1, y, WIDTH - 2, height)
         text(12, y + 20, f"{k + 1}. {title}", "strong", 13.5)
-        for row, name in enumerate(names):
+        for row, name in enumerate(files):
             text(12, y + 38 + 17 * row, name, "code", 12)
-        for row, sentence in enumerate(words, len(names)):
+        for row, sentence in enumerate(words, len(files)):
             text(12, y + 38 + 17 * row, sentence, "quiet", 12.5)
         line((middle, y + height), (middle, y + height + 18), head=True)
         y += height + 18
     box(1, y, WIDTH - 2, 164, "group")
     text(12, y + 20, "5. Kernels", "strong", 13.5)
-    text(12, y + 38, "in bnbp/engine/kernels, for AVX-512, AVX2 or SSE2", "quiet", 12.5)
-    width, gap = 111.0, 9
+    text(12, y + 38, "bnbp/engine/kernels/*.pxi", "code", 12)
+    width, gap = 104.0, 14
     for k, (name, files, result) in enumerate(KERNELS):
-        x = 5 + k * (width + gap)
+        x = 10 + k * (width + gap)
         box(x, y + 50, width, 74)
         text(x + 8, y + 69, name, "strong", 13)
         for row, file in enumerate(files):
-            text(x + 2, y + 86 + 15 * row, file, "code", SMALL)
+            text(x + 8, y + 86 + 15 * row, file, "code", SMALL)
         text(x + 8, y + 118, f"→ {result}", "quiet", 12)
         if k:
             line((x - gap, y + 64), (x, y + 64), head=True)
-    text(12, y + 145, "sweep.pxi", "code", 12)
-    text(84, y + 145, "applies to one unit and reduces the next", "quiet", 12.5)
+    text(12, y + 145, "sweep", "code", 12)
+    text(54, y + 145, "applies to one unit and reduces the next", "quiet", 12.5)
     line((middle, y + 164), (middle, y + 182), head=True)
     box(1, y + 182, WIDTH - 2, 46, "slice")
     text(12, y + 202, "Results", "strong", 13.5)

@@ -70,7 +70,7 @@ def draw(file: BinaryIO, file_format: str, rows: Sequence[Row], heading: str) ->
     figure = Figure(layout="constrained")
     figure.set_size_inches(2.2 + 4.6 * len(columns), 1.2 + height(members) * len(lines))
     grid = figure.subplots(len(lines), len(columns), squeeze=False, sharex=True, sharey=kind is TIMES)
-    drawn = {}
+    drawn: dict[str, Any] = {}
     for (line, column), each in panels.items():
         axes = grid[lines.index(line)][columns.index(column)]
         drawn |= draw_panel(kind, axes, each, members)
