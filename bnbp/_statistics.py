@@ -1,5 +1,7 @@
 """How the statistics of the parts of a batch become those of the whole."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Iterable
 from typing import Any, cast

@@ -16,6 +16,8 @@ A sample is what one index of the batch axis selects: of axis 0 or, where that i
 all parts must be in the same order in memory, because the order within a sample follows memory.
 """
 
+from __future__ import annotations
+
 import operator
 import struct
 from collections.abc import Callable
@@ -341,7 +343,7 @@ class _Options(NamedTuple):
             and type(self.num_threads) in (type(None), int)
         )
 
-    def plain(self) -> "_Options":
+    def plain(self) -> _Options:
         """The same as Python's own objects, of options that are acceptable."""
         return _Options(
             float(self.epsilon),

@@ -24,6 +24,10 @@
 static void raise_python() {
     try {
         throw;
+    } catch (const bnbp::detail::WrongNumberType& error) {
+        PyErr_Format(PyExc_TypeError, "%s; use .astype(%s.%s)", error.what(),
+                     error.expected == bnbp::ElementType::bf16 ? "ml_dtypes" : "np",
+                     bnbp::detail::name_of(error.expected).c_str());
     } catch (const bnbp::TypeError& error) {
         PyErr_SetString(PyExc_TypeError, error.what());
     } catch (const bnbp::ValueError& error) {

@@ -5,6 +5,8 @@ taken, and the sums of the rank's own part are computed. Then the parts are exch
 work, and writes the results.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
