@@ -1,5 +1,7 @@
 """Merging the statistics of the parts of a batch."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Iterable
 from typing import Any, cast

@@ -16,6 +16,8 @@ A sample is one index of the batch axis. The batch axis is axis 0 or, if the cha
 all parts must be in the same order in memory, because the order within a sample follows memory.
 """
 
+from __future__ import annotations
+
 import operator
 import struct
 from collections.abc import Callable
@@ -341,7 +343,7 @@ class _Options(NamedTuple):
             and type(self.num_threads) in (type(None), int)
         )
 
-    def plain(self) -> "_Options":
+    def plain(self) -> _Options:
         """The same options as Python's own objects, once they have been checked."""
         return _Options(
             float(self.epsilon),

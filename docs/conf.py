@@ -10,7 +10,7 @@ project = "bnbp"
 author = "the bnbp developers"
 release = version = version_of("bnbp")  # of the installed package, which is also the one autodoc imports
 
-extensions = ["breathe", "figures", "mathml", "measured", "numpydoc", "sphinx.ext.autodoc", "sphinx.ext.doctest"]
+extensions = ["breathe", "command_line", "figures", "mathml", "measured", "numpydoc", "sphinx.ext.autodoc", "sphinx.ext.doctest"]
 exclude_patterns = ["_build"]
 highlight_language = "python"
 

@@ -1,5 +1,7 @@
 """The operators on dask arrays: what each promises, and the graph that it builds."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any, Literal
 

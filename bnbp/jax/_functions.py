@@ -1,5 +1,7 @@
 """The operators: what each promises, and the checks, which run when a function is traced."""
 
+from __future__ import annotations
+
 from collections.abc import Hashable
 from functools import partial
 from typing import Any, Literal

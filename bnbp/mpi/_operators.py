@@ -5,6 +5,8 @@ allocated, and the sums of the rank's own part are computed. Then the parts are 
 own work, and writes the results.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal

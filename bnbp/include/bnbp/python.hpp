@@ -6,17 +6,21 @@
 #include <exception>
 #include <new>
 
-#include "bnbp/tensor.hpp"
+#include "bnbp/detail/call.hpp"
 
 namespace bnbp {
 
 /// \brief Sets the Python exception that means what the C++ exception in flight means. Needs the GIL.
 ///
 /// Call it in a `catch (...)` block, and return null to Python after it. TypeError, ValueError and `std::bad_alloc`
-/// become `TypeError`, `ValueError` and `MemoryError`; everything else becomes `RuntimeError`. The text stays the same.
+/// become `TypeError`, `ValueError` and `MemoryError`; everything else becomes `RuntimeError`. The text stays the same,
+/// but for numbers of another type than is expected: there it also says how to convert them.
 inline void set_python_error() {
     try {
         throw;
+    } catch (const detail::WrongNumberType& error) {
+        PyErr_Format(PyExc_TypeError, "%s; use .astype(%s.%s)", error.what(),
+                     error.expected == ElementType::bf16 ? "ml_dtypes" : "np", detail::name_of(error.expected).c_str());
     } catch (const TypeError& error) {
         PyErr_SetString(PyExc_TypeError, error.what());
     } catch (const ValueError& error) {
