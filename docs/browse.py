@@ -4,8 +4,8 @@ Usage: python docs/browse.py docs/_build/html
        python docs/browse.py docs/_build/html --pictures FOLDER [PAGE ...]
 
 Every page is opened in Chromium, in two widths and in light and dark colours. Nothing may be wider than the window or
-cut off, every formula and image has a size, code can be copied, functions lead to their source, axe finds nothing serious,
-the console stays empty and no request leaves the machine. The search must find what newcomers look for.
+cut off, every formula and image has a size, code can be copied, functions lead to their source, axe finds nothing
+serious, the console stays empty and no request leaves the machine. The search must find what newcomers look for.
 docs/check.py reads the files of the pages, and follows their links, without a browser.
 """
 
@@ -41,11 +41,6 @@ FIRST_RESULTS = 5
 
 PICTURES = ("index", "ops/batch_norm_training_backprop", "pytorch", "performance")
 
-# What depends on the colours or the width. axe's other rules need one look at a page.
-AGAIN = {
-    "runOnly": ["color-contrast", "link-in-text-block", "scrollable-region-focusable"],
-    "resultTypes": ["violations"],
-}
 SERIOUS = ("serious", "critical")
 
 # What is wider than the window, cut off, or has no size. A box that scrolls may hold what is wider than itself.
@@ -70,7 +65,8 @@ LAYOUT = r"""
     }
     if (element.localName === "img" && !element.naturalWidth) problems.push(`${element.src} is no image`);
     if (box.width > 1 && box.height > 1) {
-      if (!scrolls && (box.right > innerWidth + 1 || box.left < -1)) problems.push(`${name(element)} leaves the window`);
+      const outside = box.right > innerWidth + 1 || box.left < -1;
+      if (outside && !scrolls) problems.push(`${name(element)} leaves the window`);
       const wider = element.scrollWidth > element.clientWidth + 1 && element.clientWidth > 1;
       if (wider && ["hidden", "clip"].includes(style.overflowX)) problems.push(`${name(element)} is cut off`);
       if (wider && element.matches("td, th, .sidebar-drawer a, .toc-drawer a")) {
@@ -100,10 +96,55 @@ ADDED = r"""
 () => {
   const problems = [];
   for (const code of document.querySelectorAll("div.highlight pre")) {
-    if (!code.parentElement.querySelector(".copybtn")) problems.push(`no copy button: ${code.textContent.slice(0, 40)}`);
+    const start = code.textContent.slice(0, 40);
+    if (!code.parentElement.querySelector(".copybtn")) problems.push(`no copy button: ${start}`);
   }
   for (const signature of document.querySelectorAll("dl.py.function > dt, dl.py.class > dt")) {
     if (!signature.querySelector(".viewcode-link")) problems.push(`no link to the source: ${signature.id}`);
+  }
+  return problems;
+}
+"""
+
+
+# axe tries the contrast of every piece of text, which takes most of its time, and most pieces look alike. One is enough
+# of those that have the same colours, size and weight.
+AXE = r"""
+async ([colours_only, serious]) => {
+  const opaque = (element) => {
+    const colours = [];
+    for (; element; element = element.parentElement) {
+      const { backgroundColor, opacity } = getComputedStyle(element);
+      colours.push(backgroundColor, opacity);
+      if (backgroundColor.startsWith("rgb(")) break;
+    }
+    return colours.filter((colour) => colour !== "rgba(0, 0, 0, 0)" && colour !== "1");
+  };
+  const samples = new Map();
+  for (const element of document.body.querySelectorAll(":not(math, math *, svg, svg *, script, style, noscript)")) {
+    const has_text = [...element.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.data.trim());
+    if (!has_text || !element.checkVisibility({ visibilityProperty: true })) continue;
+    const { color, fontSize, fontWeight } = getComputedStyle(element);
+    const key = [color, fontSize, fontWeight, ...opaque(element)].join();
+    if (!samples.has(key)) samples.set(key, element);
+  }
+  const options = { resultTypes: ["violations"] };
+  const runs = [];
+  for (const element of samples.values()) {
+    runs.push([element, { ...options, runOnly: ["color-contrast"] }]);
+  }
+  const narrow = { ...options, runOnly: ["link-in-text-block", "scrollable-region-focusable"] };
+  const whole = { ...options, rules: { "color-contrast": { enabled: false } } };
+  runs.push([document, colours_only ? narrow : whole]);
+  const problems = [];
+  for (const [context, settings] of runs) {
+    for (const rule of (await axe.run(context, settings)).violations) {
+      if (!serious.includes(rule.impact)) continue;
+      for (const node of rule.nodes) {
+        const why = node.any.concat(node.all, node.none).map((check) => check.message).join("; ");
+        problems.push(`axe, ${rule.id}: ${node.html.slice(0, 120)} (${why.slice(0, 200)})`);
+      }
+    }
   }
   return problems;
 }
@@ -152,7 +193,7 @@ class Browser:
     def __init__(self, page: Page, address: str) -> None:
         self.page = page
         self.address = address
-        self.axe = Axe()
+        self.axe = Axe().axe_script
         self.at = ""  # what is looked at, for the problems' sake
         self.problems: list[str] = []
         page.on("console", lambda message: message.type in ("error", "warning") and self.found(message.text))
@@ -187,17 +228,13 @@ class Browser:
                 self.look_as(width, colours)
                 for problem in self.page.evaluate(LAYOUT):
                     self.found(problem)
-                if (width, colours) == (WIDTHS[-1], "light"):
-                    self.check_access()
-                elif (width, colours) == (WIDTHS[0], "dark"):
-                    self.check_access(AGAIN)
+                self.check_access(colours_only=(width, colours) != (WIDTHS[-1], COLOURS[0]))
 
-    def check_access(self, options: dict[str, Any] | None = None) -> None:
-        found = self.axe.run(self.page, options=options or {"resultTypes": ["violations"]})
-        for rule in found.response["violations"]:
-            if rule["impact"] in SERIOUS:
-                for node in rule["nodes"]:
-                    self.found(f"axe, {rule['id']}: {node['html'][:120]}")
+    def check_access(self, colours_only: bool) -> None:
+        if not self.page.evaluate("'axe' in window"):
+            self.page.evaluate(self.axe)
+        for problem in self.page.evaluate(AXE, [colours_only, SERIOUS]):
+            self.found(problem)
 
     def check_search(self, word: str, expected: str) -> None:
         self.show(f"search.html?q={word}")
