@@ -29,6 +29,11 @@ direction = rng.normal(size=x.shape)
 step = 1e-5 * direction
 slope = (loss_of(x + step, gamma, beta) - loss_of(x - step, gamma, beta)) / 2e-5
 np.testing.assert_allclose(np.vdot(dx, direction), slope, rtol=1e-6)
+for k in range(4):  # the gradients of gamma and beta, channel by channel
+    step = 1e-5 * np.eye(4)[k]
+    slope_of_gamma = (loss_of(x, gamma + step, beta) - loss_of(x, gamma - step, beta)) / 2e-5
+    slope_of_beta = (loss_of(x, gamma, beta + step) - loss_of(x, gamma, beta - step)) / 2e-5
+    np.testing.assert_allclose([dgamma[k], dbeta[k]], [slope_of_gamma, slope_of_beta], rtol=1e-6)
 print(f"measured {slope:.6f}")
 print(f"frozen statistics {np.vdot(dx, direction):.6f}, training {np.vdot(wrong, direction):.6f}")
 

@@ -6,6 +6,7 @@ import bnbp
 
 rng = np.random.default_rng(0)
 x, dy = rng.normal(3, 2, size=(2, 32, 64, 14, 14)).astype(np.float32)
+delta = dy.astype(np.float64)  # for the comparison at the end, as dy will be overwritten
 gamma, beta = np.ones(64, np.float32), np.zeros(64, np.float32)
 
 # `out=` takes an earlier result, or one array for each output. The same arrays come back.
@@ -39,6 +40,9 @@ except ValueError as error:
 # The same in NumPy.
 exact = x.astype(np.float64)
 centered = exact - exact.mean((0, 2, 3), keepdims=True)
-expected = centered / np.sqrt(exact.var((0, 2, 3), keepdims=True) + 1e-5)
+inv_std = 1 / np.sqrt(exact.var((0, 2, 3), keepdims=True) + 1e-5)
+expected = centered * inv_std
+delta -= delta.mean((0, 2, 3), keepdims=True) + expected * (delta * expected).mean((0, 2, 3), keepdims=True)
+np.testing.assert_allclose(dx, delta * inv_std, rtol=1e-5, atol=1e-5)
 np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 np.testing.assert_allclose(rows[::2], expected, rtol=1e-5, atol=1e-5)

@@ -57,6 +57,7 @@ exact, delta = x.astype(np.float64), dy.astype(np.float64)
 xhat = exact - exact.mean((0, 2, 3), keepdims=True)
 inv_std = 1 / np.sqrt(exact.var((0, 2, 3), keepdims=True) + 1e-5)
 xhat *= inv_std
+np.testing.assert_allclose(dgamma, (delta * xhat).sum((0, 2, 3)), rtol=1e-5)
 delta -= delta.mean((0, 2, 3), keepdims=True) + xhat * (delta * xhat).mean((0, 2, 3), keepdims=True)
 np.testing.assert_allclose(y, xhat, rtol=1e-5, atol=1e-5)
 np.testing.assert_allclose(dx, delta * inv_std, rtol=1e-5, atol=1e-5)
