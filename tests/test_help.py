@@ -93,13 +93,13 @@ def test_every_entry_is_printed(capsys):
 
 
 def test_an_import_reads_no_metadata_of_packages():
-    """That took half as long as all the rest of bnbp."""
+    """That took longer than all the rest: 36 ms of 63, of CPU time, after NumPy."""
     code = """
 import sys, numpy
 before = set(sys.modules)
 import bnbp
 bnbp.__version__, bnbp.show_config("dicts")
-print(sorted({name.partition(".")[0] for name in set(sys.modules) - before} & {"email", "inspect", "typing_extensions"}),
-      "importlib.metadata" in set(sys.modules) - before)
+new = set(sys.modules) - before
+print(sorted(new & {"email", "importlib.metadata", "inspect", "numpy.ma", "typing_extensions"}))
 """
-    assert python(code) == "[] False"
+    assert python(code) == "[]"
