@@ -9,7 +9,7 @@ SOURCES := setup.py pyproject.toml $(wildcard $(addprefix bnbp/,*.pxd include/bn
 	engine/kernels/*.p* engine/kernels/*.h jax/*.h jax/*.cc torch/*.h torch/*.cc))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-torch test-jax test-clusters test-all test-parallel sanitize bench train-bench wheel wheel-check docs lint format clean
+.PHONY: help demo test test-torch test-jax test-clusters test-all test-parallel sanitize bench train-bench wheel wheel-check docs site-check site-pictures chromium lint format clean
 .SECONDARY:
 
 # What `make sanitize` does: this many calls, of this seed.
@@ -17,6 +17,10 @@ CALLS ?= 20000
 SEED ?= 0
 SANITIZED := build/sanitized/lib
 CXX := c++
+
+# Which pages `make site-pictures` takes pictures of, and where they go.
+PAGES ?=
+FOLDER ?= docs/_build/pictures
 WARNINGS := -std=c++17 -Wall -Wextra -Wconversion -Werror
 
 help: ## list the targets
@@ -66,12 +70,25 @@ wheel: $(VENV)/.wheel ## build the sdist and the wheel into dist/, and test them
 wheel-check: $(VENV)/.wheel ## build and check them, and run a few of the tests on this Python alone
 	$(BIN)/python tools/wheel.py --quick
 
-docs: $(VENV)/.docs ## build the operator reference into docs/_build/html and check it
-	@command -v doxygen >/dev/null || { echo "make docs needs Doxygen (Debian: apt-get install doxygen)"; exit 1; }
+# Built anew, because Sphinx leaves the pages of files that are gone.
+docs: $(VENV)/.docs ## build the site into docs/_build/html, run its examples and check its files
+	@command -v doxygen >/dev/null || { echo "make $(or $(MAKECMDGOALS),docs) needs Doxygen (Debian: apt-get install doxygen)"; exit 1; }
+	rm -rf docs/_build
 	cd docs && doxygen Doxyfile
 	$(BIN)/sphinx-build -n -W --keep-going -q -b html docs docs/_build/html
 	$(BIN)/sphinx-build -n -W --keep-going -q -b doctest docs docs/_build/doctest
 	$(BIN)/python docs/check.py docs/_build/html
+
+site-check: $(VENV)/.site chromium docs ## do that, then look at every page in Chromium: widths, colours, links, search
+	$(BIN)/python docs/browse.py docs/_build/html
+	$(BIN)/pytest -m site
+
+site-pictures: $(VENV)/.site chromium docs ## save pictures of pages: PAGES="index ops/in_parts" FOLDER=/tmp/pictures
+	$(BIN)/python docs/browse.py docs/_build/html --pictures $(FOLDER) $(PAGES)
+
+chromium:
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+		{ echo "make $(MAKECMDGOALS) needs Chromium (Debian: apt-get install chromium)"; exit 1; }
 
 lint: $(VENV)/.lint ## style and types: ruff, cython-lint, clang-format, mypy
 	$(BIN)/ruff check .
@@ -104,7 +121,8 @@ $(VENV)/.core: $(SOURCES) | $(BIN)/python
 
 # The same with sanitisers, apart from it, and the C++ caller that makes random calls.
 $(SANITIZED)/.built: $(SOURCES) tests/cpp/fuzz.cpp | $(VENV)/.test
-	BNBP_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-base build/sanitized --build-lib $(SANITIZED)
+	BNBP_SANITIZE=1 BNBP_LEVELS="$$($(BIN)/python -c 'import bnbp; print(bnbp.show_config("dicts")["isa"]["used"])')" \
+		$(BIN)/python setup.py --quiet build --build-base build/sanitized --build-lib $(SANITIZED)
 	$(CXX) $(WARNINGS) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer \
 		-fPIC -shared -Ibnbp/include \
 		-I$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))') tests/cpp/fuzz.cpp \

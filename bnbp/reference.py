@@ -12,6 +12,8 @@ Read them beside the mathematical definitions in the operator reference; each li
 (array([ 2., 10.]), array([1., 0.]))
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 

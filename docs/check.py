@@ -1,17 +1,23 @@
-"""Check the built pages: every formula is rendered, and nothing is loaded from an outside address.
+"""Check the files of the built pages; docs/browse.py looks at them in a browser.
+
+Every formula is rendered, nothing is loaded from an outside address, every link within the site arrives, and each page
+has an icon and a description of its own.
 
 Usage: python docs/check.py docs/_build/html
 """
 
+import posixpath
 import re
 import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 # Pages that have formulas. Without this list, a build that drops them all would pass.
 PAGES_WITH_FORMULAS = (
-    "api.html",
+    "api/batch_norm_training.html",
+    "api/batch_norm_training_backprop.html",
     "ops/index.html",
     "ops/batch_norm_inference.html",
     "ops/batch_norm_training.html",
@@ -37,12 +43,16 @@ def outside_in_css(css: str) -> Iterator[str]:
 
 
 class Page(HTMLParser):
-    """Reads one page and gathers ``problems`` and the number of ``formulas``."""
+    """Reads one page, and gathers its ``problems`` and what the checks of the whole site need of it."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.problems: list[str] = []
         self.formulas = 0
+        self.description = ""
+        self.has_icon = False
+        self.links: list[str] = []
+        self.anchors: set[str] = set()
         self.open: list[str] = []  # the elements of NOT_TEXT that we are inside of
         self.unrendered = ""  # the last element of Sphinx's class "math", until a <math> comes
         self.feed(html)
@@ -62,6 +72,13 @@ class Page(HTMLParser):
         elif "math" in values.get("class", "").split():
             self.formula_is_due()
             self.unrendered = tag
+        self.anchors |= {values[name] for name in ("id", "name") if name in values}
+        if tag in LINKS and "href" in values:
+            self.links.append(values["href"])
+        if tag == "link" and "icon" in values.get("rel", "").split():
+            self.has_icon = True
+        if tag == "meta" and values.get("name") == "description":
+            self.description = values.get("content", "")
         if tag == "merror":
             self.problems.append("a formula shows an error")
         if tag in NOT_TEXT:
@@ -89,36 +106,57 @@ class Page(HTMLParser):
             self.problems += [f"raw TeX in the text: {tex}" for tex in RAW_TEX.findall(text)]
 
 
-def check(site: Path) -> tuple[list[str], int, int]:
-    """The problems of a built site, and how many formulas and pages were read."""
-    problems: list[str] = []
-    formulas: dict[str, int] = {}
-    for path in sorted(site.rglob("*.html")):
-        name = path.relative_to(site).as_posix()
-        page = Page(path.read_text("utf-8"))
-        formulas[name] = page.formulas
-        problems += [f"{name}: {problem}" for problem in page.problems]
+def links_that_do_not_arrive(pages: dict[str, Page], site: Path) -> Iterator[str]:
+    for name, page in pages.items():
+        for link in page.links:
+            scheme, host, path, _, anchor = urlsplit(link)
+            if scheme or host:
+                continue
+            target = posixpath.normpath(posixpath.join(posixpath.dirname(name), unquote(path))) if path else name
+            if target not in pages and not (site / target).is_file():
+                yield f"{name}: a link leads to {target}, which is not there"
+            elif anchor and target in pages and unquote(anchor) not in pages[target].anchors:
+                yield f"{name}: a link leads to {target}#{unquote(anchor)}, which has no such place"
+
+
+def descriptions(pages: dict[str, Page]) -> Iterator[str]:
+    first: dict[str, str] = {}
+    for name, page in pages.items():
+        if not page.has_icon:
+            yield f"{name}: has no icon"
+        if not page.description:
+            yield f"{name}: has no description"
+        elif page.description in first:
+            yield f"{name}: has the description of {first[page.description]}"
+        first.setdefault(page.description, name)
+
+
+def check(site: Path) -> tuple[list[str], dict[str, Page]]:
+    """The problems of a built site, and its pages."""
+    pages = {path.relative_to(site).as_posix(): Page(path.read_text("utf-8")) for path in sorted(site.rglob("*.html"))}
+    problems = [f"{name}: {problem}" for name, page in pages.items() for problem in page.problems]
     for path in sorted(site.rglob("*.css")):
         name = path.relative_to(site).as_posix()
         problems += [f"{name}: {problem}" for problem in outside_in_css(path.read_text("utf-8"))]
     for name in PAGES_WITH_FORMULAS:
-        if name not in formulas:
+        if name not in pages:
             problems.append(f"{name}: there is no such page")
-        elif not formulas[name]:
+        elif not pages[name].formulas:
             problems.append(f"{name}: has no formulas")
-    return problems, sum(formulas.values()), len(formulas)
+    return [*problems, *descriptions(pages), *links_that_do_not_arrive(pages, site)], pages
 
 
 def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python docs/check.py docs/_build/html", file=sys.stderr)
         return 2
-    problems, formulas, pages = check(Path(arguments[0]))
+    problems, pages = check(Path(arguments[0]))
     for problem in problems:
         print(f"docs/check.py: {problem}", file=sys.stderr)
     if problems:
         return 1
-    print(f"docs/check.py: {pages} pages, {formulas} formulas, all rendered; nothing comes from an outside address")
+    formulas, links = sum(page.formulas for page in pages.values()), sum(len(page.links) for page in pages.values())
+    print(f"docs/check.py: {len(pages)} pages; {formulas} formulas, all rendered; {links} links, none leads nowhere")
     return 0
 
 

@@ -64,7 +64,8 @@ def test_examples_of_the_pages_run(page: str) -> None:
     result = doctest.testfile(str(DOCS / page), module_relative=False, encoding="utf-8")
     assert result.failed == 0
     assert (result.attempted > 0) == (
-        page in ("clusters.rst", "index.rst", "layouts.rst", IN_PARTS) or page.startswith("ops/batch")
+        page in ("clusters.rst", "coming_from.rst", "faq.rst", "index.rst", "layouts.rst", IN_PARTS)
+        or page.startswith("ops/batch")
     )
 
 
@@ -218,10 +219,19 @@ def test_results_have_the_types_that_the_pages_say(dtype: Any, parameters: Any) 
     assert bnbp.batch_norm_training(x).batch_mean.dtype == x.dtype
 
 
-@pytest.mark.parametrize("name", [name for name in bnbp.__all__ if name not in ("__version__", "exact", "reference")])
-def test_api_page_has_every_public_name(name: str) -> None:
-    directive = "autoclass" if inspect.isclass(getattr(bnbp, name)) else "autofunction"
-    assert f".. {directive}:: bnbp.{name}\n" in text_of("api.rst")
+API = [name for name in bnbp.__all__ if name not in ("__version__", "exact", "reference")]
+
+
+@pytest.mark.parametrize("name", API)
+def test_every_public_name_has_one_place_in_the_api(name: str) -> None:
+    is_class = inspect.isclass(getattr(bnbp, name))
+    directive = f".. autoclass:: {name}\n   :members:\n" if is_class else f".. autofunction:: {name}\n"
+    places = [page for page in PAGES if page.startswith("api/") and directive in text_of(page)]
+    assert len(places) == 1
+    assert is_class or places == [f"api/{name}.rst"]
+    summary = text_of("api/index.rst").partition(".. toctree::")
+    assert summary[0].count(f"\n   {name}\n") == 1
+    assert is_class or f"\n   {name}\n" in summary[2]
 
 
 def test_every_operator_class_is_on_a_page() -> None:
@@ -257,8 +267,8 @@ def test_versions_agree() -> None:
 
 # ---------------------------------------------------------------- the formulas, executed as they stand
 
-TOKEN = re.compile(
-    r"\\mathtt\{([^}]+)\}|(\\hat x)|\\(?:left|right|,|;)|(\\[a-z]+)|([0-9m+\-/^(){}])|_i|[\s.]"  # one group, or nothing
+TOKEN = re.compile(  # one group, or nothing
+    r"\\mathtt\{([^}]+)\}|(\\hat x)|\\(?:left|right|Bigl|Bigr|q?quad|,|;)|(\\[a-z]+)|([0-9m+\-/^(){}])|_i|[\s.]"
 )
 OF_PART = re.compile(r"(?:\\mathtt\{([^}]+)\}|(m))_([ab])")
 
@@ -332,6 +342,17 @@ ACTIVATED = "With an activation or an addend"  # the section whose formulas come
 EXACT = "The same bits however a batch is spread"
 
 
+def lines(block: str) -> list[str]:
+    """The lines of a formula. One without an equals sign goes on with the line before it."""
+    whole: list[str] = []
+    for line in block.split(r"\\"):
+        if "=" in line or not whole:
+            whole.append(line)
+        else:
+            whole[-1] += line
+    return whole
+
+
 def equations(page: str, activated: bool = False) -> Iterator[tuple[str, str]]:
     """Both sides of every equation in the blocks of a page; of a chain a = b = c, these are (a, b) and (a, c).
 
@@ -342,7 +363,7 @@ def equations(page: str, activated: bool = False) -> Iterator[tuple[str, str]]:
     text = "".join(body for title, body in sections if (title == ACTIVATED) == activated and title != EXACT)
     for block in re.findall(r"^\.\. math::\n\n((?:   .*\n)+)", text, re.MULTILINE):
         left = ""
-        for line in block.split(r"\\"):
+        for line in lines(block):
             first, *sides = line.replace("&", "").split("=")
             left = first if first.strip() else left
             yield from ((left, side) for side in sides)
@@ -507,12 +528,19 @@ def check() -> ModuleType:
     return module
 
 
+def head(description: str) -> str:
+    return f'<link rel="shortcut icon" href="icon.svg"><meta name="description" content="{description}">'
+
+
 @pytest.fixture
 def site(check: ModuleType, tmp_path: Path) -> Path:
     """A site without faults."""
     for name in check.PAGES_WITH_FORMULAS:
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(f'<p>{FORMULA}</p><div class="math">{FORMULA}</div>', "utf-8")
+        body = f'<p id="top">{FORMULA}</p><div class="math">{FORMULA}</div>'
+        (tmp_path / name).write_text(f"{head(name)}{body}", "utf-8")
+    links = '<a href="ops/../ops/in_parts.html#top"></a><a href="#"></a><a href="style.css#x"></a><a href="?q=a#here"></a>'
+    (tmp_path / "index.html").write_text(f'{head("front")}<p id="here">{links}</p>', "utf-8")
     (tmp_path / "style.css").write_text(
         '/* url(https://example.org) */ a { background: url("data:image/svg+xml,http://www.w3.org") }', "utf-8"
     )
@@ -521,7 +549,7 @@ def site(check: ModuleType, tmp_path: Path) -> Path:
 
 def test_check_passes_a_good_site(check: ModuleType, site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check.main([str(site)]) == 0
-    assert "6 pages, 12 formulas" in capsys.readouterr().out
+    assert "8 pages; 14 formulas, all rendered; 18 links" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -552,10 +580,28 @@ def test_check_finds(check: ModuleType, html: str, problem: str) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "problem"),
     [
-        ("api.html", "<p>no formulas</p>", "api.html: has no formulas"),
+        ("api/batch_norm_training.html", head("x"), "api/batch_norm_training.html: has no formulas"),
         ("ops/index.html", None, "ops/index.html: there is no such page"),
         ("style.css", "@import url(https://example.org/x.css);", "style.css: a style loads https://example.org/x.css"),
-        ("new.html", r"<p>\sum</p>", r"new.html: raw TeX in the text: \sum"),
+        ("new.html", head("x") + r"<p>\sum</p>", r"new.html: raw TeX in the text: \sum"),
+        ("new.html", head(""), "new.html: has no description"),
+        ("new.html", head("ops/index.html"), "ops/index.html: has the description of new.html"),
+        ("new.html", head("x").partition(">")[2], "new.html: has no icon"),
+        (
+            "ops/new.html",
+            head("x") + '<a href="no.html">',
+            "ops/new.html: a link leads to ops/no.html, which is not there",
+        ),
+        (
+            "ops/new.html",
+            head("x") + '<a href="../ops/index.html#bottom">',
+            "ops/new.html: a link leads to ops/index.html#bottom, which has no such place",
+        ),
+        (
+            "new.html",
+            head("x") + '<p id="here"></p><a href="#here"></a><a href="#there"></a>',
+            "new.html: a link leads to new.html#there, which has no such place",
+        ),
     ],
 )
 def test_check_fails_a_site_with_one_fault(site: Path, name: str, text: str | None, problem: str) -> None:

@@ -69,9 +69,11 @@ def test_the_headers_and_the_type_marker_are_installed():
     for name in (
         "py.typed",
         "engine/boundary.pyi",
+        "batch_norm.pxd",
         "kernels.pxd",
         "include/bnbp/batch_norm.hpp",
         "include/bnbp/kernels.h",
+        "include/bnbp/python.hpp",
         "include/bnbp/tensor.hpp",
         *(f"include/bnbp/detail/{part}.hpp" for part in ("call", "layout", "overlap", "signature", "view")),
     ):
