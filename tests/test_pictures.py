@@ -334,6 +334,11 @@ def test_files_that_the_picture_of_the_code_names_are_there(ext: SimpleNamespace
     assert all(list(ROOT.glob(f"bnbp/**/{path}")) for path in ("detail/call.hpp", "engine/boundary.pyx"))
 
 
+def test_a_page_may_describe_a_picture_in_its_own_words(ext: SimpleNamespace) -> None:
+    root = ElementTree.fromstring(ext.pictures.operator("x", "Sums & results"))
+    assert root.findtext(f"{SVG}desc") == "Sums & results"
+
+
 def test_the_picture_of_the_operator_has_its_inputs_and_outputs(figures: dict[str, str]) -> None:
     from bnbp import BatchNormTrainingBackpropResult
 
