@@ -17,392 +17,402 @@ from ._results import BatchNormStatistics, BatchNormTrainingBackpropSums, BatchN
 from ._results import BatchNormTrainingBackpropAddendResult as AddendGradient
 from ._results import BatchNormTrainingBackpropResult as Gradient
 
+__all__ = [
+    "batch_norm_inference",
+    "batch_norm_inference_backprop",
+    "batch_norm_training",
+    "batch_norm_training_backprop",
+    "batch_norm_training_backprop_apply",
+    "batch_norm_training_backprop_reduce",
+    "batch_norm_training_statistics",
+]
+
 # A list has no type of its own: its results have the default.
-T = TypeVar("T", bound=np.generic, default=np.floating[Any])
-P = TypeVar("P", bound=np.generic, default=np.floating[Any])
-Single = TypeVar("Single", np.float32, np.float64)  # of which all arrays have the same type
-T_co = TypeVar("T_co", bound=np.generic, covariant=True)
+_T = TypeVar("_T", bound=np.generic, default=np.floating[Any])
+_P = TypeVar("_P", bound=np.generic, default=np.floating[Any])
+_Single = TypeVar("_Single", np.float32, np.float64)  # of which all arrays have the same type
+_T_co = TypeVar("_T_co", bound=np.generic, covariant=True)
 
-class HasArray(Protocol[T_co]):
-    def __array__(self) -> np.ndarray[Any, np.dtype[T_co]]: ...
+class _HasArray(Protocol[_T_co]):
+    def __array__(self) -> np.ndarray[Any, np.dtype[_T_co]]: ...
 
-Array: TypeAlias = NDArray[np.floating[Any]]
-Typed: TypeAlias = HasArray[T] | Sequence[Any]  # no ArrayLike, as which any array would do, of whatever type
-Maybe: TypeAlias = ArrayLike | None
-Activation: TypeAlias = Literal["relu", "relu6"] | None
-Out: TypeAlias = Sequence[NDArray[Any] | None]
-Yes: TypeAlias = Literal[True]
-No: TypeAlias = Literal[False]
-AnyGradient: TypeAlias = (
-    Gradient[Array | None, Array | None, Array | None]
-    | AddendGradient[Array | None, Array | None, Array | None, Array | None]
+_Array: TypeAlias = NDArray[np.floating[Any]]
+_Typed: TypeAlias = _HasArray[_T] | Sequence[Any]  # no ArrayLike, as which any array would do, of whatever type
+_Maybe: TypeAlias = ArrayLike | None
+_Activation: TypeAlias = Literal["relu", "relu6"] | None
+_Out: TypeAlias = Sequence[NDArray[Any] | None]
+_Yes: TypeAlias = Literal[True]
+_No: TypeAlias = Literal[False]
+_AnyGradient: TypeAlias = (
+    Gradient[_Array | None, _Array | None, _Array | None]
+    | AddendGradient[_Array | None, _Array | None, _Array | None, _Array | None]
 )
 
 # fmt: off
 @overload
 def batch_norm_training(
-    input: HasArray[Single], gamma: Maybe = ..., beta: Maybe = ..., epsilon: float = ..., *,
-    activation: Activation = ..., addend: Maybe = ..., channel_axis: int = ..., out: Out | None = ...,
+    input: _HasArray[_Single], gamma: _Maybe = ..., beta: _Maybe = ..., epsilon: float = ..., *,
+    activation: _Activation = ..., addend: _Maybe = ..., channel_axis: int = ..., out: _Out | None = ...,
     num_threads: int | None = ...,
-) -> BatchNormTrainingResult[NDArray[Single], NDArray[Single]]: ...
+) -> BatchNormTrainingResult[NDArray[_Single], NDArray[_Single]]: ...
 @overload
 def batch_norm_training(
-    input: Typed[T], gamma: Maybe = ..., beta: Maybe = ..., epsilon: float = ..., *, activation: Activation = ...,
-    addend: Maybe = ..., channel_axis: int = ..., out: Out | None = ..., num_threads: int | None = ...,
-) -> BatchNormTrainingResult[NDArray[T], Array]: ...
+    input: _Typed[_T], gamma: _Maybe = ..., beta: _Maybe = ..., epsilon: float = ..., *, activation: _Activation = ...,
+    addend: _Maybe = ..., channel_axis: int = ..., out: _Out | None = ..., num_threads: int | None = ...,
+) -> BatchNormTrainingResult[NDArray[_T], _Array]: ...
 @overload
 def batch_norm_training(
-    input: ArrayLike, gamma: Maybe = ..., beta: Maybe = ..., epsilon: float = ..., *, activation: Activation = ...,
-    addend: Maybe = ..., channel_axis: int = ..., out: Out | None = ..., num_threads: int | None = ...,
+    input: ArrayLike, gamma: _Maybe = ..., beta: _Maybe = ..., epsilon: float = ..., *, activation: _Activation = ...,
+    addend: _Maybe = ..., channel_axis: int = ..., out: _Out | None = ..., num_threads: int | None = ...,
 ) -> BatchNormTrainingResult: ...
 def batch_norm_training_statistics(
     input: ArrayLike, *, channel_axis: int = ..., num_threads: int | None = ...
 ) -> BatchNormStatistics: ...
 def batch_norm_training_backprop_reduce(
-    input: ArrayLike, mean: ArrayLike, normalized_delta: ArrayLike, *, gamma: Maybe = ..., beta: Maybe = ...,
-    variance: Maybe = ..., epsilon: float = ..., activation: Activation = ..., normalized: Maybe = ...,
+    input: ArrayLike, mean: ArrayLike, normalized_delta: ArrayLike, *, gamma: _Maybe = ..., beta: _Maybe = ...,
+    variance: _Maybe = ..., epsilon: float = ..., activation: _Activation = ..., normalized: _Maybe = ...,
     addend: bool = ..., channel_axis: int = ..., num_threads: int | None = ...,
 ) -> BatchNormTrainingBackpropSums: ...
 @overload
 def batch_norm_inference(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: ArrayLike, variance: ArrayLike, epsilon: float = ..., *,
-    activation: Activation = ..., addend: Maybe = ..., channel_axis: int = ...,
-    out: NDArray[Any] | Out | None = ..., num_threads: int | None = ...,
-) -> NDArray[T]: ...
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: ArrayLike, variance: ArrayLike, epsilon: float = ..., *,
+    activation: _Activation = ..., addend: _Maybe = ..., channel_axis: int = ...,
+    out: NDArray[Any] | _Out | None = ..., num_threads: int | None = ...,
+) -> NDArray[_T]: ...
 @overload
 def batch_norm_inference(
-    input: ArrayLike, gamma: Maybe, beta: Maybe, mean: ArrayLike, variance: ArrayLike, epsilon: float = ..., *,
-    activation: Activation = ..., addend: Maybe = ..., channel_axis: int = ...,
-    out: NDArray[Any] | Out | None = ..., num_threads: int | None = ...,
-) -> Array: ...
+    input: ArrayLike, gamma: _Maybe, beta: _Maybe, mean: ArrayLike, variance: ArrayLike, epsilon: float = ..., *,
+    activation: _Activation = ..., addend: _Maybe = ..., channel_axis: int = ...,
+    out: NDArray[Any] | _Out | None = ..., num_threads: int | None = ...,
+) -> _Array: ...
 @overload
 def batch_norm_training_backprop(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: No = ..., channel_axis: int = ..., output_mask: tuple[Yes, Yes, Yes] | None = ...,
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> Gradient[NDArray[T], NDArray[P], NDArray[P]]: ...
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _No = ..., channel_axis: int = ..., output_mask: tuple[_Yes, _Yes, _Yes] | None = ...,
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> Gradient[NDArray[_T], NDArray[_P], NDArray[_P]]: ...
 @overload
 def batch_norm_training_backprop(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: No = ..., channel_axis: int = ..., output_mask: tuple[Yes, Yes, No],
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> Gradient[NDArray[T], NDArray[P], None]: ...
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _No = ..., channel_axis: int = ..., output_mask: tuple[_Yes, _Yes, _No],
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> Gradient[NDArray[_T], NDArray[_P], None]: ...
 @overload
 def batch_norm_training_backprop(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: No = ..., channel_axis: int = ..., output_mask: tuple[Yes, No, Yes],
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> Gradient[NDArray[T], None, NDArray[P]]: ...
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _No = ..., channel_axis: int = ..., output_mask: tuple[_Yes, _No, _Yes],
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> Gradient[NDArray[_T], None, NDArray[_P]]: ...
 @overload
 def batch_norm_training_backprop(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: No = ..., channel_axis: int = ..., output_mask: tuple[Yes, No, No],
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> Gradient[NDArray[T], None, None]: ...
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _No = ..., channel_axis: int = ..., output_mask: tuple[_Yes, _No, _No],
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> Gradient[NDArray[_T], None, None]: ...
 @overload
 def batch_norm_training_backprop(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: No = ..., channel_axis: int = ..., output_mask: tuple[No, Yes, Yes],
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> Gradient[None, NDArray[P], NDArray[P]]: ...
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _No = ..., channel_axis: int = ..., output_mask: tuple[_No, _Yes, _Yes],
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> Gradient[None, NDArray[_P], NDArray[_P]]: ...
 @overload
 def batch_norm_training_backprop(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: No = ..., channel_axis: int = ..., output_mask: tuple[No, Yes, No],
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> Gradient[None, NDArray[P], None]: ...
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _No = ..., channel_axis: int = ..., output_mask: tuple[_No, _Yes, _No],
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> Gradient[None, NDArray[_P], None]: ...
 @overload
 def batch_norm_training_backprop(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: No = ..., channel_axis: int = ..., output_mask: tuple[No, No, Yes],
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> Gradient[None, None, NDArray[P]]: ...
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _No = ..., channel_axis: int = ..., output_mask: tuple[_No, _No, _Yes],
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> Gradient[None, None, NDArray[_P]]: ...
 @overload
 def batch_norm_training_backprop(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: No = ..., channel_axis: int = ..., output_mask: Sequence[bool],
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> Gradient[NDArray[T] | None, NDArray[P] | None, NDArray[P] | None]: ...
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _No = ..., channel_axis: int = ..., output_mask: Sequence[bool],
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> Gradient[NDArray[_T] | None, NDArray[_P] | None, NDArray[_P] | None]: ...
 @overload
 def batch_norm_training_backprop(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: Yes, channel_axis: int = ..., output_mask: tuple[Yes, Yes, Yes, Yes] | None = ...,
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> AddendGradient[NDArray[T], NDArray[P], NDArray[P], NDArray[T]]: ...
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _Yes, channel_axis: int = ..., output_mask: tuple[_Yes, _Yes, _Yes, _Yes] | None = ...,
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> AddendGradient[NDArray[_T], NDArray[_P], NDArray[_P], NDArray[_T]]: ...
 @overload
 def batch_norm_training_backprop(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: Yes, channel_axis: int = ..., output_mask: tuple[Yes, No, No, Yes],
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> AddendGradient[NDArray[T], None, None, NDArray[T]]: ...
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _Yes, channel_axis: int = ..., output_mask: tuple[_Yes, _No, _No, _Yes],
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> AddendGradient[NDArray[_T], None, None, NDArray[_T]]: ...
 @overload
 def batch_norm_training_backprop(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: Yes, channel_axis: int = ..., output_mask: tuple[No, Yes, Yes, No],
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> AddendGradient[None, NDArray[P], NDArray[P], None]: ...
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _Yes, channel_axis: int = ..., output_mask: tuple[_No, _Yes, _Yes, _No],
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> AddendGradient[None, NDArray[_P], NDArray[_P], None]: ...
 @overload
 def batch_norm_training_backprop(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: Yes, channel_axis: int = ..., output_mask: Sequence[bool],
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> AddendGradient[NDArray[T] | None, NDArray[P] | None, NDArray[P] | None, NDArray[T] | None]: ...
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _Yes, channel_axis: int = ..., output_mask: Sequence[bool],
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> AddendGradient[NDArray[_T] | None, NDArray[_P] | None, NDArray[_P] | None, NDArray[_T] | None]: ...
 @overload
 def batch_norm_training_backprop(
-    input: ArrayLike, gamma: Maybe, beta: Maybe, mean: ArrayLike, variance: ArrayLike, normalized_delta: ArrayLike,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: No = ..., channel_axis: int = ..., output_mask: None = ...,
-    out: Out | None = ..., num_threads: int | None = ...,
+    input: ArrayLike, gamma: _Maybe, beta: _Maybe, mean: ArrayLike, variance: ArrayLike, normalized_delta: ArrayLike,
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _No = ..., channel_axis: int = ..., output_mask: None = ...,
+    out: _Out | None = ..., num_threads: int | None = ...,
 ) -> Gradient: ...
 @overload
 def batch_norm_training_backprop(
-    input: ArrayLike, gamma: Maybe, beta: Maybe, mean: ArrayLike, variance: ArrayLike, normalized_delta: ArrayLike,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: Yes, channel_axis: int = ..., output_mask: None = ...,
-    out: Out | None = ..., num_threads: int | None = ...,
+    input: ArrayLike, gamma: _Maybe, beta: _Maybe, mean: ArrayLike, variance: ArrayLike, normalized_delta: ArrayLike,
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _Yes, channel_axis: int = ..., output_mask: None = ...,
+    out: _Out | None = ..., num_threads: int | None = ...,
 ) -> AddendGradient: ...
 @overload
 def batch_norm_training_backprop(
-    input: ArrayLike, gamma: Maybe, beta: Maybe, mean: ArrayLike, variance: ArrayLike, normalized_delta: ArrayLike,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
+    input: ArrayLike, gamma: _Maybe, beta: _Maybe, mean: ArrayLike, variance: ArrayLike, normalized_delta: ArrayLike,
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
     addend: bool = ..., channel_axis: int = ..., output_mask: Sequence[bool] | None = ...,
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> AnyGradient: ...
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> _AnyGradient: ...
 @overload
 def batch_norm_training_backprop_apply(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
     delta_sum: ArrayLike, delta_centered_sum: ArrayLike, count: int,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: No = ..., channel_axis: int = ..., output_mask: tuple[Yes, Yes, Yes] | None = ...,
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> Gradient[NDArray[T], NDArray[P], NDArray[P]]: ...
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _No = ..., channel_axis: int = ..., output_mask: tuple[_Yes, _Yes, _Yes] | None = ...,
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> Gradient[NDArray[_T], NDArray[_P], NDArray[_P]]: ...
 @overload
 def batch_norm_training_backprop_apply(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
     delta_sum: ArrayLike, delta_centered_sum: ArrayLike, count: int,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: No = ..., channel_axis: int = ..., output_mask: tuple[Yes, Yes, No],
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> Gradient[NDArray[T], NDArray[P], None]: ...
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _No = ..., channel_axis: int = ..., output_mask: tuple[_Yes, _Yes, _No],
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> Gradient[NDArray[_T], NDArray[_P], None]: ...
 @overload
 def batch_norm_training_backprop_apply(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
     delta_sum: ArrayLike, delta_centered_sum: ArrayLike, count: int,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: No = ..., channel_axis: int = ..., output_mask: tuple[Yes, No, Yes],
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> Gradient[NDArray[T], None, NDArray[P]]: ...
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _No = ..., channel_axis: int = ..., output_mask: tuple[_Yes, _No, _Yes],
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> Gradient[NDArray[_T], None, NDArray[_P]]: ...
 @overload
 def batch_norm_training_backprop_apply(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
     delta_sum: ArrayLike, delta_centered_sum: ArrayLike, count: int,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: No = ..., channel_axis: int = ..., output_mask: tuple[Yes, No, No],
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> Gradient[NDArray[T], None, None]: ...
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _No = ..., channel_axis: int = ..., output_mask: tuple[_Yes, _No, _No],
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> Gradient[NDArray[_T], None, None]: ...
 @overload
 def batch_norm_training_backprop_apply(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
     delta_sum: ArrayLike, delta_centered_sum: ArrayLike, count: int,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: No = ..., channel_axis: int = ..., output_mask: tuple[No, Yes, Yes],
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> Gradient[None, NDArray[P], NDArray[P]]: ...
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _No = ..., channel_axis: int = ..., output_mask: tuple[_No, _Yes, _Yes],
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> Gradient[None, NDArray[_P], NDArray[_P]]: ...
 @overload
 def batch_norm_training_backprop_apply(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
     delta_sum: ArrayLike, delta_centered_sum: ArrayLike, count: int,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: No = ..., channel_axis: int = ..., output_mask: tuple[No, Yes, No],
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> Gradient[None, NDArray[P], None]: ...
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _No = ..., channel_axis: int = ..., output_mask: tuple[_No, _Yes, _No],
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> Gradient[None, NDArray[_P], None]: ...
 @overload
 def batch_norm_training_backprop_apply(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
     delta_sum: ArrayLike, delta_centered_sum: ArrayLike, count: int,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: No = ..., channel_axis: int = ..., output_mask: tuple[No, No, Yes],
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> Gradient[None, None, NDArray[P]]: ...
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _No = ..., channel_axis: int = ..., output_mask: tuple[_No, _No, _Yes],
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> Gradient[None, None, NDArray[_P]]: ...
 @overload
 def batch_norm_training_backprop_apply(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
     delta_sum: ArrayLike, delta_centered_sum: ArrayLike, count: int,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: No = ..., channel_axis: int = ..., output_mask: Sequence[bool],
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> Gradient[NDArray[T] | None, NDArray[P] | None, NDArray[P] | None]: ...
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _No = ..., channel_axis: int = ..., output_mask: Sequence[bool],
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> Gradient[NDArray[_T] | None, NDArray[_P] | None, NDArray[_P] | None]: ...
 @overload
 def batch_norm_training_backprop_apply(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
     delta_sum: ArrayLike, delta_centered_sum: ArrayLike, count: int,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: Yes, channel_axis: int = ..., output_mask: tuple[Yes, Yes, Yes, Yes] | None = ...,
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> AddendGradient[NDArray[T], NDArray[P], NDArray[P], NDArray[T]]: ...
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _Yes, channel_axis: int = ..., output_mask: tuple[_Yes, _Yes, _Yes, _Yes] | None = ...,
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> AddendGradient[NDArray[_T], NDArray[_P], NDArray[_P], NDArray[_T]]: ...
 @overload
 def batch_norm_training_backprop_apply(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
     delta_sum: ArrayLike, delta_centered_sum: ArrayLike, count: int,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: Yes, channel_axis: int = ..., output_mask: tuple[Yes, No, No, Yes],
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> AddendGradient[NDArray[T], None, None, NDArray[T]]: ...
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _Yes, channel_axis: int = ..., output_mask: tuple[_Yes, _No, _No, _Yes],
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> AddendGradient[NDArray[_T], None, None, NDArray[_T]]: ...
 @overload
 def batch_norm_training_backprop_apply(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
     delta_sum: ArrayLike, delta_centered_sum: ArrayLike, count: int,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: Yes, channel_axis: int = ..., output_mask: tuple[No, Yes, Yes, No],
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> AddendGradient[None, NDArray[P], NDArray[P], None]: ...
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _Yes, channel_axis: int = ..., output_mask: tuple[_No, _Yes, _Yes, _No],
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> AddendGradient[None, NDArray[_P], NDArray[_P], None]: ...
 @overload
 def batch_norm_training_backprop_apply(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
     delta_sum: ArrayLike, delta_centered_sum: ArrayLike, count: int,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: Yes, channel_axis: int = ..., output_mask: Sequence[bool],
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> AddendGradient[NDArray[T] | None, NDArray[P] | None, NDArray[P] | None, NDArray[T] | None]: ...
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _Yes, channel_axis: int = ..., output_mask: Sequence[bool],
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> AddendGradient[NDArray[_T] | None, NDArray[_P] | None, NDArray[_P] | None, NDArray[_T] | None]: ...
 @overload
 def batch_norm_training_backprop_apply(
-    input: ArrayLike, gamma: Maybe, beta: Maybe, mean: ArrayLike, variance: ArrayLike, normalized_delta: ArrayLike,
+    input: ArrayLike, gamma: _Maybe, beta: _Maybe, mean: ArrayLike, variance: ArrayLike, normalized_delta: ArrayLike,
     delta_sum: ArrayLike, delta_centered_sum: ArrayLike, count: int,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: No = ..., channel_axis: int = ..., output_mask: None = ...,
-    out: Out | None = ..., num_threads: int | None = ...,
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _No = ..., channel_axis: int = ..., output_mask: None = ...,
+    out: _Out | None = ..., num_threads: int | None = ...,
 ) -> Gradient: ...
 @overload
 def batch_norm_training_backprop_apply(
-    input: ArrayLike, gamma: Maybe, beta: Maybe, mean: ArrayLike, variance: ArrayLike, normalized_delta: ArrayLike,
+    input: ArrayLike, gamma: _Maybe, beta: _Maybe, mean: ArrayLike, variance: ArrayLike, normalized_delta: ArrayLike,
     delta_sum: ArrayLike, delta_centered_sum: ArrayLike, count: int,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: Yes, channel_axis: int = ..., output_mask: None = ...,
-    out: Out | None = ..., num_threads: int | None = ...,
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _Yes, channel_axis: int = ..., output_mask: None = ...,
+    out: _Out | None = ..., num_threads: int | None = ...,
 ) -> AddendGradient: ...
 @overload
 def batch_norm_training_backprop_apply(
-    input: ArrayLike, gamma: Maybe, beta: Maybe, mean: ArrayLike, variance: ArrayLike, normalized_delta: ArrayLike,
+    input: ArrayLike, gamma: _Maybe, beta: _Maybe, mean: ArrayLike, variance: ArrayLike, normalized_delta: ArrayLike,
     delta_sum: ArrayLike, delta_centered_sum: ArrayLike, count: int,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
     addend: bool = ..., channel_axis: int = ..., output_mask: Sequence[bool] | None = ...,
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> AnyGradient: ...
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> _AnyGradient: ...
 @overload
 def batch_norm_inference_backprop(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: No = ..., channel_axis: int = ..., output_mask: tuple[Yes, Yes, Yes] | None = ...,
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> Gradient[NDArray[T], NDArray[P], NDArray[P]]: ...
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _No = ..., channel_axis: int = ..., output_mask: tuple[_Yes, _Yes, _Yes] | None = ...,
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> Gradient[NDArray[_T], NDArray[_P], NDArray[_P]]: ...
 @overload
 def batch_norm_inference_backprop(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: No = ..., channel_axis: int = ..., output_mask: tuple[Yes, Yes, No],
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> Gradient[NDArray[T], NDArray[P], None]: ...
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _No = ..., channel_axis: int = ..., output_mask: tuple[_Yes, _Yes, _No],
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> Gradient[NDArray[_T], NDArray[_P], None]: ...
 @overload
 def batch_norm_inference_backprop(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: No = ..., channel_axis: int = ..., output_mask: tuple[Yes, No, Yes],
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> Gradient[NDArray[T], None, NDArray[P]]: ...
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _No = ..., channel_axis: int = ..., output_mask: tuple[_Yes, _No, _Yes],
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> Gradient[NDArray[_T], None, NDArray[_P]]: ...
 @overload
 def batch_norm_inference_backprop(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: No = ..., channel_axis: int = ..., output_mask: tuple[Yes, No, No],
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> Gradient[NDArray[T], None, None]: ...
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _No = ..., channel_axis: int = ..., output_mask: tuple[_Yes, _No, _No],
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> Gradient[NDArray[_T], None, None]: ...
 @overload
 def batch_norm_inference_backprop(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: No = ..., channel_axis: int = ..., output_mask: tuple[No, Yes, Yes],
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> Gradient[None, NDArray[P], NDArray[P]]: ...
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _No = ..., channel_axis: int = ..., output_mask: tuple[_No, _Yes, _Yes],
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> Gradient[None, NDArray[_P], NDArray[_P]]: ...
 @overload
 def batch_norm_inference_backprop(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: No = ..., channel_axis: int = ..., output_mask: tuple[No, Yes, No],
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> Gradient[None, NDArray[P], None]: ...
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _No = ..., channel_axis: int = ..., output_mask: tuple[_No, _Yes, _No],
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> Gradient[None, NDArray[_P], None]: ...
 @overload
 def batch_norm_inference_backprop(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: No = ..., channel_axis: int = ..., output_mask: tuple[No, No, Yes],
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> Gradient[None, None, NDArray[P]]: ...
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _No = ..., channel_axis: int = ..., output_mask: tuple[_No, _No, _Yes],
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> Gradient[None, None, NDArray[_P]]: ...
 @overload
 def batch_norm_inference_backprop(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: No = ..., channel_axis: int = ..., output_mask: Sequence[bool],
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> Gradient[NDArray[T] | None, NDArray[P] | None, NDArray[P] | None]: ...
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _No = ..., channel_axis: int = ..., output_mask: Sequence[bool],
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> Gradient[NDArray[_T] | None, NDArray[_P] | None, NDArray[_P] | None]: ...
 @overload
 def batch_norm_inference_backprop(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: Yes, channel_axis: int = ..., output_mask: tuple[Yes, Yes, Yes, Yes] | None = ...,
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> AddendGradient[NDArray[T], NDArray[P], NDArray[P], NDArray[T]]: ...
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _Yes, channel_axis: int = ..., output_mask: tuple[_Yes, _Yes, _Yes, _Yes] | None = ...,
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> AddendGradient[NDArray[_T], NDArray[_P], NDArray[_P], NDArray[_T]]: ...
 @overload
 def batch_norm_inference_backprop(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: Yes, channel_axis: int = ..., output_mask: tuple[Yes, No, No, Yes],
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> AddendGradient[NDArray[T], None, None, NDArray[T]]: ...
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _Yes, channel_axis: int = ..., output_mask: tuple[_Yes, _No, _No, _Yes],
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> AddendGradient[NDArray[_T], None, None, NDArray[_T]]: ...
 @overload
 def batch_norm_inference_backprop(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: Yes, channel_axis: int = ..., output_mask: tuple[No, Yes, Yes, No],
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> AddendGradient[None, NDArray[P], NDArray[P], None]: ...
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _Yes, channel_axis: int = ..., output_mask: tuple[_No, _Yes, _Yes, _No],
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> AddendGradient[None, NDArray[_P], NDArray[_P], None]: ...
 @overload
 def batch_norm_inference_backprop(
-    input: Typed[T], gamma: Maybe, beta: Maybe, mean: Typed[P], variance: ArrayLike, normalized_delta: ArrayLike,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: Yes, channel_axis: int = ..., output_mask: Sequence[bool],
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> AddendGradient[NDArray[T] | None, NDArray[P] | None, NDArray[P] | None, NDArray[T] | None]: ...
+    input: _Typed[_T], gamma: _Maybe, beta: _Maybe, mean: _Typed[_P], variance: ArrayLike, normalized_delta: ArrayLike,
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _Yes, channel_axis: int = ..., output_mask: Sequence[bool],
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> AddendGradient[NDArray[_T] | None, NDArray[_P] | None, NDArray[_P] | None, NDArray[_T] | None]: ...
 @overload
 def batch_norm_inference_backprop(
-    input: ArrayLike, gamma: Maybe, beta: Maybe, mean: ArrayLike, variance: ArrayLike, normalized_delta: ArrayLike,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: No = ..., channel_axis: int = ..., output_mask: None = ...,
-    out: Out | None = ..., num_threads: int | None = ...,
+    input: ArrayLike, gamma: _Maybe, beta: _Maybe, mean: ArrayLike, variance: ArrayLike, normalized_delta: ArrayLike,
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _No = ..., channel_axis: int = ..., output_mask: None = ...,
+    out: _Out | None = ..., num_threads: int | None = ...,
 ) -> Gradient: ...
 @overload
 def batch_norm_inference_backprop(
-    input: ArrayLike, gamma: Maybe, beta: Maybe, mean: ArrayLike, variance: ArrayLike, normalized_delta: ArrayLike,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
-    addend: Yes, channel_axis: int = ..., output_mask: None = ...,
-    out: Out | None = ..., num_threads: int | None = ...,
+    input: ArrayLike, gamma: _Maybe, beta: _Maybe, mean: ArrayLike, variance: ArrayLike, normalized_delta: ArrayLike,
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
+    addend: _Yes, channel_axis: int = ..., output_mask: None = ...,
+    out: _Out | None = ..., num_threads: int | None = ...,
 ) -> AddendGradient: ...
 @overload
 def batch_norm_inference_backprop(
-    input: ArrayLike, gamma: Maybe, beta: Maybe, mean: ArrayLike, variance: ArrayLike, normalized_delta: ArrayLike,
-    epsilon: float = ..., *, activation: Activation = ..., normalized: Maybe = ...,
+    input: ArrayLike, gamma: _Maybe, beta: _Maybe, mean: ArrayLike, variance: ArrayLike, normalized_delta: ArrayLike,
+    epsilon: float = ..., *, activation: _Activation = ..., normalized: _Maybe = ...,
     addend: bool = ..., channel_axis: int = ..., output_mask: Sequence[bool] | None = ...,
-    out: Out | None = ..., num_threads: int | None = ...,
-) -> AnyGradient: ...
+    out: _Out | None = ..., num_threads: int | None = ...,
+) -> _AnyGradient: ...
 # fmt: on

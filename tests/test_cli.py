@@ -4,10 +4,12 @@ import errno
 import os
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 import zipfile
 from contextlib import suppress
@@ -210,6 +212,29 @@ def test_the_name_of_an_output_may_leave_out_its_suffix(folder, name, file):
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, f"saved in {file}")
     assert names_in(folder) == sorted([file, "in.npz"])
     assert_refused(folder, "run", "in.npz", "-o", name, says=[f"cannot write {file}: it exists"])
+
+
+# The page
+
+
+def test_what_the_page_shows_is_what_happens(tmp_path, monkeypatch):
+    """From the first block of Python on: each block is run where it stands, and prints what follows it."""
+    page = (Path(__file__).parent.parent / "docs" / "command_line.rst").read_text("utf-8")
+    page = page[page.index(".. code-block:: python") : page.index("Completion in the shell")]
+    monkeypatch.chdir(tmp_path)
+    commands, names = [], {}
+    for kind, block in re.findall(r"^\.\. code-block:: (\w+)\n\n((?:   .*\n|\n)+)", page, re.MULTILINE):
+        text = textwrap.dedent(block).rstrip()
+        if kind == "python":
+            exec(text, names)
+            continue
+        command, *printed = text.splitlines()
+        commands.append(command)
+        done = bnbp_command(*shlex.split(command.removeprefix("$ bnbp ")), cwd=tmp_path)
+        lines = [line.rstrip() for line in (done.stdout or done.stderr).splitlines()]
+        assert [line for line in lines if line] == [line.rstrip() for line in printed if line]
+    assert len(commands) == 3
+    assert all(command.startswith("$ bnbp run layer") for command in commands)
 
 
 # Runs that are chained

@@ -539,7 +539,9 @@ def site(check: ModuleType, tmp_path: Path) -> Path:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         body = f'<p id="top">{FORMULA}</p><div class="math">{FORMULA}</div>'
         (tmp_path / name).write_text(f"{head(name)}{body}", "utf-8")
-    links = '<a href="ops/../ops/in_parts.html#top"></a><a href="#"></a><a href="style.css#x"></a><a href="?q=a#here"></a>'
+    links = (
+        '<a href="ops/../ops/in_parts.html#top"></a><a href="#"></a><a href="style.css#x"></a><a href="?q=a#here"></a>'
+    )
     (tmp_path / "index.html").write_text(f'{head("front")}<p id="here">{links}</p>', "utf-8")
     (tmp_path / "style.css").write_text(
         '/* url(https://example.org) */ a { background: url("data:image/svg+xml,http://www.w3.org") }', "utf-8"

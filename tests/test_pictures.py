@@ -299,8 +299,7 @@ def test_panels_of_a_plot_have_one_scale() -> None:
         for members in plot.panels_of(rows).values():
             axes = Figure().subplots()
             plot.draw_panel(plot.kind_of(rows), axes, members, rows)
-            ys = axes.get_ylim() if name == "cache.json" else None
-            limits.append((axes.get_xlim(), ys) if name == "network.json" else ys)
+            limits.append((axes.get_xlim(), axes.get_ylim()))
         assert len(limits) >= 2
         assert len(set(limits)) == 1
 
@@ -333,6 +332,11 @@ def test_files_that_the_picture_of_the_code_names_are_there(ext: SimpleNamespace
     description = ext.pictures.DESCRIPTIONS["code"]
     assert set(re.findall(r"\w+\.pxi", description)) == set(named)
     assert all(list(ROOT.glob(f"bnbp/**/{path}")) for path in ("detail/call.hpp", "engine/boundary.pyx"))
+
+
+def test_a_page_may_describe_a_picture_in_its_own_words(ext: SimpleNamespace) -> None:
+    root = ElementTree.fromstring(ext.pictures.operator("x", "Sums & results"))
+    assert root.findtext(f"{SVG}desc") == "Sums & results"
 
 
 def test_the_picture_of_the_operator_has_its_inputs_and_outputs(figures: dict[str, str]) -> None:

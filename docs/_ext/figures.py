@@ -5,6 +5,7 @@
    .. headline::
 
    .. picture:: operator
+      :alt: What there is to see, if not what pictures.py says.
 
    .. measured-plot:: cache.json
       :threads: 2
@@ -78,16 +79,18 @@ class Headline(InPage):
 
 
 class Picture(InPage):
-    """One of the drawings of ``pictures.py``."""
+    """One of the drawings of ``pictures.py``, with its own description or that of ``alt``."""
 
     required_arguments = 1
+    option_spec: ClassVar[dict[str, Any]] = {"alt": directives.unchanged_required}
 
     def run(self) -> list[nodes.Node]:
         name = self.arguments[0]
         if name not in pictures.PICTURES:
             raise self.error(f"expected one of {', '.join(pictures.PICTURES)}, got {name}")
         self.env.note_dependency(pictures.__file__)
-        return self.html(figure([pictures.PICTURES[name](self.identity())]))
+        words = [" ".join(self.options["alt"].split())] if "alt" in self.options else []
+        return self.html(figure([pictures.PICTURES[name](self.identity(), *words)]))
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from typing import Any, ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
-from machines import FOLDER, LIBRARIES, TITLES, cpu_of, load, machine_of, number, ratio, slower, threads_of
+from machines import EARLY, FOLDER, LIBRARIES, TITLES, cpu_of, load, machine_of, number, ratio, slower, threads_of
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
@@ -106,7 +106,8 @@ class Measured(SphinxDirective):
 
     def content_of_file(self) -> dict[str, Any]:
         """What the file holds."""
-        self.env.note_dependency(str(FOLDER / self.arguments[0]))
+        for path in (FOLDER / self.arguments[0], EARLY):
+            self.env.note_dependency(str(path))
         return load(self.arguments[0])
 
     def caption(self, content: dict[str, Any], statistic: str) -> str:

@@ -10,6 +10,7 @@ from machines import TITLES
 from bnbp.cli.benchmark import plot
 from bnbp.cli.benchmark.measure import Row
 from bnbp.cli.training import plot as training_plot
+from bnbp.cli.training.cases import BOTH, COMPILE, CONVERTED, EAGER
 from bnbp.cli.training.cases import Row as TrainingRow
 
 INCHES = 4.5  # the width of a panel; at 72 units an inch its text of 11 has 12 pixels in a window of 390
@@ -25,10 +26,10 @@ CLASSES = {  # of figures.css
     "floor": "ink",
 }
 TRAINING_CLASSES = {
-    training_plot.EAGER: "torch",
-    training_plot.COMPILE: "torch-compile",
-    training_plot.CONVERTED: "bnbp",
-    training_plot.BOTH: "fresh",
+    EAGER: "torch",
+    COMPILE: "torch-compile",
+    CONVERTED: "bnbp",
+    BOTH: "fresh",
 }
 OPERATORS = {
     "training": "Training",
@@ -42,7 +43,8 @@ Panels = tuple[list[str], list[tuple[str, str, str]]]  # and a legend, as `drawi
 
 def of_rows(rows: Sequence[Row], identity: str, description: str) -> Panels:
     """A panel for each operator and layout of the rows of a benchmark."""
-    kind, drawn, panels = plot.kind_of(rows), set(), []
+    kind, panels = plot.kind_of(rows), []
+    drawn: set[str] = set()
     colours = {plot.COLOURS_OF_LINES[name]: class_ for name, class_ in CLASSES.items()}
     for k, ((operator, layout), members) in enumerate(plot.panels_of(rows).items()):
         title = f"{OPERATORS[operator]}, {layout}"

@@ -26,7 +26,7 @@ DESCRIPTIONS = {
 }
 
 
-def operator(identity: str) -> str:
+def operator(identity: str, description: str = DESCRIPTIONS["operator"]) -> str:
     """The operator: tensors, the two passes, results."""
     drawing = Drawing()
     text, box, line = drawing.text, drawing.box, drawing.line
@@ -60,7 +60,7 @@ def operator(identity: str) -> str:
     text(WIDTH - 34, 402, "- x̂ · gamma_delta / m)", "code", 12, "end")
     line((180, 410), (180, 432), head=True)
     tensor(drawing, 114, 460, "input_delta")
-    return drawing.svg(identity, TITLES["operator"], DESCRIPTIONS["operator"])
+    return drawing.svg(identity, TITLES["operator"], description)
 
 
 def tensor(drawing: Drawing, x: float, y: float, name: str) -> None:
@@ -98,7 +98,7 @@ KERNELS = (
 )
 
 
-def code(identity: str) -> str:
+def code(identity: str, description: str = DESCRIPTIONS["code"]) -> str:
     """The way of a call: a box for each step, with its files."""
     drawing = Drawing()
     text, box, line = drawing.text, drawing.box, drawing.line
@@ -132,7 +132,7 @@ def code(identity: str) -> str:
     box(1, y + 182, WIDTH - 2, 46, "slice")
     text(12, y + 202, "Results", "strong", 13.5)
     text(12, y + 219, "BatchNormTrainingBackpropResult, a named tuple", "", 12.5)
-    return drawing.svg(identity, TITLES["code"], DESCRIPTIONS["code"])
+    return drawing.svg(identity, TITLES["code"], description)
 
 
-PICTURES: dict[str, Callable[[str], str]] = {"operator": operator, "code": code}
+PICTURES: dict[str, Callable[..., str]] = {"operator": operator, "code": code}

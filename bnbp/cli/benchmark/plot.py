@@ -90,11 +90,12 @@ def kind_of(rows: Iterable[Row]) -> Kind:
     return TIMES if all(row.point.in_cache for row in rows) else RATIOS
 
 
-def panels_of(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
-    """The rows of each panel, by operator and layout; (N, C), which is both layouts, is a panel for the caches."""
+def panels_of(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+    """The rows of each panel, by operator and layout; of times, (N, C), which is both layouts, has its own."""
     panels: dict[tuple[str, str], list[Row]] = {}
+    kind = kind_of(rows)
     for row in rows:
-        flat = row.point.in_cache and len(row.point.shape) == 2
+        flat = kind is TIMES and len(row.point.shape) == 2
         layout = "(N, C)" if flat else LAYOUT_NAMES[row.point.layout]
         panels.setdefault((row.point.operator, layout), []).append(row)
     return panels
@@ -163,6 +164,8 @@ def scale_times(axes: Any, rows: Sequence[Row]) -> None:
 
     axes.set_xscale("log")
     axes.set_yscale("log")
+    sizes = [row.point.size for row in rows]
+    axes.set_xlim(min(sizes) * 0.8, max(sizes) * 1.25)
     axes.xaxis.set_major_locator(FixedLocator([1e4, 3e4, 1e5, 3e5, 1e6]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
