@@ -15,9 +15,9 @@ author = "the bnbp developers"
 release = version = version_of("bnbp")  # of the installed package, which is also the one autodoc imports
 
 extensions = [
+    "access",
     "breathe",
     "describe",
-    "focus",
     "mathml",
     "measured",
     "numpydoc",
