@@ -108,11 +108,14 @@ ADDED = r"""
 """
 
 
-# axe takes seconds for a page of much code and many formulas. The insides of formulas are nothing to it, and of all the
-# words of code that have one class, and so one colour, one is enough. Looked at last, as nothing is where it was.
+# axe takes seconds for a page of much code and many formulas. The insides of formulas are nothing to it. Of the words
+# of code that have one class, and so one colour, one is enough, and of the plain rows of a table, three.
 THIN = r"""
 () => {
   for (const formula of document.querySelectorAll("math")) formula.replaceChildren();
+  for (const row of document.querySelectorAll("tr:nth-child(n + 4)")) {
+    if (!row.querySelector(":not(td, p)")) row.remove();
+  }
   const seen = new Set();
   for (const word of [...document.querySelectorAll("pre span, .sig span")].reverse()) {
     if (word.querySelector("span, a") || word.closest("a")) continue;
@@ -219,13 +222,17 @@ class Browser:
         self.axe = Axe().axe_script
         self.name = self.at = ""  # what is looked at, for the problems' sake
         self.problems: list[str] = []
-        page.on("console", lambda message: message.type in ("error", "warning") and self.found(message.text))
+        page.on("console", lambda message: self.logged(message.type, f"{message.text} ({message.location['url']})"))
         page.on("pageerror", lambda error: self.found(f"a script fails: {error}"))
         page.on("request", lambda request: self.requested(request.url))
 
     def found(self, problem: str) -> None:
         if (text := f"{self.at}: {problem}") not in self.problems:
             self.problems.append(text)
+
+    def logged(self, kind: str, text: str) -> None:
+        if kind in ("error", "warning"):
+            self.found(text)
 
     def requested(self, url: str) -> None:
         if not url.startswith((self.address, "data:", "blob:")):
@@ -260,7 +267,9 @@ class Browser:
 
     def check_search(self, word: str, expected: str) -> None:
         self.show(f"search.html?q={word}")
-        self.page.wait_for_function("window.Search && Search._pulse_status === -1 && Search.output.children.length")
+        self.page.wait_for_function(
+            "typeof Search === 'object' && Search._pulse_status === -1 && Search.output.children.length"
+        )
         links = self.page.locator("ul.search > li > a:first-of-type")
         results = [link.get_attribute("href") or "" for link in links.all()[:FIRST_RESULTS]]
         if not any(result.partition("#")[0].partition("?")[0] == expected for result in results):
