@@ -317,7 +317,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("site", type=Path, help="docs/_build/html")
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="take pictures and check nothing")
     parser.add_argument("pages", nargs="*", default=PICTURES, help="of which pages (%(default)s)")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     if options.pictures:
         take_pictures(options.site, options.pictures, [name.removesuffix(".html") for name in options.pages])
         return 0
