@@ -121,7 +121,8 @@ $(VENV)/.core: $(SOURCES) | $(BIN)/python
 
 # The same with sanitisers, apart from it, and the C++ caller that makes random calls.
 $(SANITIZED)/.built: $(SOURCES) tests/cpp/fuzz.cpp | $(VENV)/.test
-	BNBP_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-base build/sanitized --build-lib $(SANITIZED)
+	BNBP_SANITIZE=1 BNBP_LEVELS="$$($(BIN)/python -c 'import bnbp; print(bnbp.show_config("dicts")["isa"]["used"])')" \
+		$(BIN)/python setup.py --quiet build --build-base build/sanitized --build-lib $(SANITIZED)
 	$(CXX) $(WARNINGS) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer \
 		-fPIC -shared -Ibnbp/include \
 		-I$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))') tests/cpp/fuzz.cpp \

@@ -71,6 +71,10 @@ X86_64 = {
 IS_X86_64 = os.name == "posix" and platform.machine() in ("x86_64", "AMD64")
 LEVELS = X86_64 if IS_X86_64 else {"baseline": []}
 
+# For builds that one machine uses: the levels to compile, such as "x86-64-v3". A process uses one of them.
+if chosen := os.environ.get("BNBP_LEVELS", "").replace("-", "_").split():
+    LEVELS = {level: LEVELS[level] for level in chosen}
+
 # One build serves every CPython from 3.11 on, the first whose limited API has the buffers that memoryviews are made of.
 # Free-threaded CPython has no limited API, and gets a build of its own.
 Macros = Sequence[tuple[str, str]]

@@ -5,13 +5,10 @@ The operators are nGraph's, under its names: :func:`batch_norm_training_backprop
 
 try:
     from .engine.boundary import kernels as _kernels  # noqa: F401  (imported for the error below)
-except ModuleNotFoundError as _error:
-    if _error.name not in ("bnbp.engine.boundary", "bnbp.engine.kernels"):
-        raise
-    raise ImportError(
-        "bnbp: the compiled core is missing. If this is the source folder, build it with `pip install -e .`, "
-        "or leave the folder to import an installed bnbp."
-    ) from None
+except ImportError as _error:
+    from ._unusable import explained
+
+    raise explained(_error) from None
 
 from . import exact, reference
 from ._config import __version__, get_include, set_pool_limit, show_config

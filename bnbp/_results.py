@@ -1,9 +1,26 @@
 """What the operators return."""
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # a default, which TypeVar has from Python 3.13 on, lets annotations name a result alone
+    from typing_extensions import TypeVar
+
+    Array = NDArray[np.floating[Any]]
+    Tensor = TypeVar("Tensor", default=Array)
+    Vector = TypeVar("Vector", default=Array)
+    InputDelta = TypeVar("InputDelta", default=Array)
+    GammaDelta = TypeVar("GammaDelta", default=Array)
+    BetaDelta = TypeVar("BetaDelta", default=Array)
+    AddendDelta = TypeVar("AddendDelta", default=Array)
+else:
+    from typing import TypeVar
+
+    Tensor, Vector, InputDelta, GammaDelta, BetaDelta, AddendDelta = map(
+        TypeVar, ("Tensor", "Vector", "InputDelta", "GammaDelta", "BetaDelta", "AddendDelta")
+    )
 
 __all__ = [
     "BatchNormStatistics",
@@ -14,39 +31,39 @@ __all__ = [
 ]
 
 
-class BatchNormTrainingResult(NamedTuple):
+class BatchNormTrainingResult(NamedTuple, Generic[Tensor, Vector]):
     """What :func:`bnbp.batch_norm_training` returns."""
 
     #: The normalised, scaled and shifted input; shape and type of ``input``.
-    normalized: NDArray[np.floating[Any]]
+    normalized: Tensor
     #: Mean of each channel, shape (C,).
-    batch_mean: NDArray[np.floating[Any]]
+    batch_mean: Vector
     #: Biased variance of each channel, shape (C,).
-    batch_variance: NDArray[np.floating[Any]]
+    batch_variance: Vector
 
 
-class BatchNormTrainingBackpropResult(NamedTuple):
+class BatchNormTrainingBackpropResult(NamedTuple, Generic[InputDelta, GammaDelta, BetaDelta]):
     """What :func:`bnbp.batch_norm_training_backprop` returns; ``None`` where ``output_mask`` left an output out."""
 
     #: Gradient with respect to ``input``; its shape and type.
-    input_delta: NDArray[np.floating[Any]]
+    input_delta: InputDelta
     #: Gradient with respect to ``gamma``, shape (C,).
-    gamma_delta: NDArray[np.floating[Any]]
+    gamma_delta: GammaDelta
     #: Gradient with respect to ``beta``, shape (C,).
-    beta_delta: NDArray[np.floating[Any]]
+    beta_delta: BetaDelta
 
 
-class BatchNormTrainingBackpropAddendResult(NamedTuple):
+class BatchNormTrainingBackpropAddendResult(NamedTuple, Generic[InputDelta, GammaDelta, BetaDelta, AddendDelta]):
     """What :func:`bnbp.batch_norm_training_backprop` returns with ``addend=True``; ``None`` as there."""
 
     #: Gradient with respect to ``input``; its shape and type.
-    input_delta: NDArray[np.floating[Any]]
+    input_delta: InputDelta
     #: Gradient with respect to ``gamma``, shape (C,).
-    gamma_delta: NDArray[np.floating[Any]]
+    gamma_delta: GammaDelta
     #: Gradient with respect to ``beta``, shape (C,).
-    beta_delta: NDArray[np.floating[Any]]
+    beta_delta: BetaDelta
     #: Gradient with respect to ``addend``; shape and type of ``input``.
-    addend_delta: NDArray[np.floating[Any]]
+    addend_delta: AddendDelta
 
 
 class BatchNormStatistics(NamedTuple):

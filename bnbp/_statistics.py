@@ -1,4 +1,6 @@
-"""How the statistics of the parts of a batch become those of the whole."""
+"""Merging the statistics of the parts of a batch."""
+
+from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
@@ -17,10 +19,10 @@ Part = tuple[int, Array, Array]
 
 
 def merge_statistics(*parts: Part | Iterable[Part]) -> BatchNormStatistics:
-    r"""Statistics of a whole batch from those of its parts.
+    r"""Merge the statistics of the parts of a batch into the statistics of the whole batch.
 
-    With the counts :math:`m_k` of the parts, their means :math:`\mu_k` and their sums of squared deviations
-    :math:`s_k`,
+    The parts have the counts :math:`m_k`, the means :math:`\mu_k` and the sums of squared deviations :math:`s_k`. The
+    whole batch has
 
     .. math::
 
@@ -31,9 +33,9 @@ def merge_statistics(*parts: Part | Iterable[Part]) -> BatchNormStatistics:
     Parameters
     ----------
     *parts : tuple of (int, ndarray, ndarray)
-        What :func:`batch_norm_training_statistics` returned for each part, or an earlier result of this function: the
-        number of elements of a channel, and two float64 arrays of shape (C,). A single argument may be an iterable of
-        those. Parts without elements change nothing.
+        The result of :func:`batch_norm_training_statistics` for each part, or an earlier result of this function. It
+        holds the number of elements of a channel, and two float64 arrays of shape (C,). A single argument may be an
+        iterable of parts. Parts without elements change nothing.
 
     Returns
     -------
@@ -49,10 +51,10 @@ def merge_statistics(*parts: Part | Iterable[Part]) -> BatchNormStatistics:
 
     Notes
     -----
-    The sums are carried in twice the precision of float64, in the order of the arguments, and rounded once, at the end.
-    So any number of parts are merged with no more error than the parts have, and the same parts in the same order give
-    the same bits. The formulas are the symmetric form of those of T. F. Chan, G. H. Golub and R. J. LeVeque,
-    "Algorithms for computing the sample variance", The American Statistician 37 (1983), 242-247.
+    The sums are computed in twice the precision of float64, in the order of the arguments, and rounded once, at the
+    end. So the result has no more error than the parts have, for any number of parts. The same parts in the same order
+    give the same bits. The formulas are the symmetric form of the formulas of T. F. Chan, G. H. Golub and R. J.
+    LeVeque, "Algorithms for computing the sample variance", The American Statistician 37 (1983), 242-247.
 
     Examples
     --------
@@ -100,27 +102,27 @@ def merge_statistics(*parts: Part | Iterable[Part]) -> BatchNormStatistics:
 def as_operands(
     whole: BatchNormStatistics, gamma: NDArray[Any] | None, beta: NDArray[Any] | None, epsilon: float, dtype: Any
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]:
-    """What `batch_norm_inference` takes to normalise a part of a batch with the statistics of the whole.
+    """Operands of `batch_norm_inference` that normalise a part of a batch with the statistics of the whole.
 
-    Mean and variance are rounded to the parameters' type. What the mean loses may be much beside a small variance, so
-    `beta` makes up for it.
+    Mean and variance are rounded to the parameters' type. The rounding error of the mean may be large compared with a
+    small standard deviation, so `beta` makes up for it.
 
     Parameters
     ----------
     whole : BatchNormStatistics
         The statistics of the whole batch.
     gamma, beta : ndarray or None
-        Those of the operator, of type `dtype`.
+        The operator's own, of type `dtype`.
     epsilon : float
-        Likewise.
+        The operator's own.
     dtype : numpy.dtype
         The type of the parameters.
 
     Returns
     -------
     tuple
-        Mean and variance, shape (C,), of type `dtype`, and the beta to normalise with. Where there is an activation,
-        the operator's own beta is right: it then normalises with the statistics as they are returned.
+        Mean and variance, shape (C,), of type `dtype`, and the beta to normalise with. With an activation, the
+        operator's own beta is right, because the operator then normalises with the statistics as they are returned.
     """
     with np.errstate(all="ignore"):
         mean, variance = whole.mean.astype(dtype), whole.variance.astype(dtype)
@@ -132,13 +134,13 @@ def as_operands(
 
 
 def _is_part(value: object) -> bool:
-    """Whether this is a tuple, and not one of tuples."""
+    """Whether this is a tuple whose first field is not a tuple."""
     fields = _fields(value)
     return bool(fields) and not issubclass(type(fields[0]), tuple)
 
 
 def _fields(part: object) -> tuple[Any, ...]:
-    """What a tuple holds, whatever a subclass says; nothing if it is no tuple."""
+    """The fields of a tuple, even if a subclass has another iterator; none if this is not a tuple."""
     return tuple(tuple.__iter__(cast(Part, part))) if issubclass(type(part), tuple) else ()
 
 

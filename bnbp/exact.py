@@ -1,9 +1,9 @@
-"""Sums over the parts of a batch that do not depend on how the batch is parted.
+"""Exact sums over the parts of a batch, which do not depend on how the batch is cut into parts.
 
 The functions have the names of the operators' halves, and return exact sums instead of numbers. Each whole sample is
 summed in an order that follows from its shape, and the samples' sums are added without rounding. Exact sums may be
 merged in any order and grouping, and are rounded once, at the end. So the statistics, the parameters' gradients and
-everything that is computed from them have the same bits for any number of parts.
+everything computed from them are bit-for-bit identical for any number of parts.
 
 >>> import numpy as np, bnbp
 >>> x = np.random.default_rng(0).normal(size=(8, 3, 5, 5)).astype(np.float32)
@@ -12,9 +12,11 @@ everything that is computed from them have the same bits for any number of parts
 >>> parts[0].merge(*parts[1:]) == whole
 True
 
-A sample is what one index of the batch axis selects: of axis 0 or, where that is the channels', of axis 1. The axes of
+A sample is one index of the batch axis. The batch axis is axis 0 or, if the channels are on axis 0, axis 1. The axes of
 all parts must be in the same order in memory, because the order within a sample follows memory.
 """
+
+from __future__ import annotations
 
 import operator
 import struct
@@ -33,10 +35,10 @@ __all__ = ["ExactStatistics", "ExactSums", "batch_norm_training_backprop_reduce"
 Array = NDArray[Any]
 Pair = tuple[int, Array]
 
-#: Bytes of the sums of samples, 32 for each channel of a sample, that are collected at a time.
+#: Bytes of the samples' sums that are collected at a time. A channel of a sample takes 32.
 BLOCK = 1 << 22
 
-# The plain operators, which raise what is wrong and compute nothing where no output is wanted; and those that add.
+# The plain operators check the arguments, and compute nothing if no output is wanted. The others add to exact sums.
 _check_statistics = boundary.function_of("BatchNormTrainingStatistics", BatchNormStatistics)
 _check_reduce = boundary.function_of("BatchNormTrainingBackpropReduce", BatchNormTrainingBackpropSums)
 _add_statistics = boundary.function_of("BatchNormTrainingStatistics (exact)", None)
@@ -59,12 +61,12 @@ class _Exact:
         return len(self._pairs[0][1])
 
     def merge(self, *others: Self) -> Self:
-        """The sums of this part and others of the batch, exactly.
+        """Merge the sums of this part and of other parts of the batch, exactly.
 
         Parameters
         ----------
         *others : the same type
-            Of the same number of channels, in any order.
+            Sums of the same number of channels, in any order.
 
         Returns
         -------
@@ -129,12 +131,12 @@ class _Exact:
 
     @classmethod
     def from_bytes(cls, data: Any) -> Self:
-        """The sums that :meth:`to_bytes` made these bytes of.
+        """The sums from the bytes that :meth:`to_bytes` returned.
 
         Raises
         ------
         ValueError
-            If they are not such bytes.
+            If the bytes are others.
         """
         data = memoryview(data).cast("B")
         wrong = ValueError(f"data: expected what {cls.__name__}.to_bytes returned, got {len(data)} other bytes")
@@ -163,7 +165,7 @@ class _Exact:
         return f"<{type(self).__name__} of {self.channels} channels, {self.count} elements each>"
 
     def _with_special(self, numbers: Array, shift: int) -> Array:
-        """The numbers, but what stands for a sum that is none where there is a flag."""
+        """The numbers, with an infinity or NaN in place of each sum that has a flag."""
         if self._flags is not None:
             of_sum = self._flags >> shift & 7
             for c in np.flatnonzero(of_sum):
@@ -172,10 +174,10 @@ class _Exact:
 
 
 class ExactStatistics(_Exact):
-    """What :func:`bnbp.exact.batch_norm_training_statistics` returns: exact sums of the samples' statistics.
+    """Exact sums of the samples' statistics, from :func:`bnbp.exact.batch_norm_training_statistics`.
 
-    ``count`` is the number of elements of a channel, ``channels`` that of the channels. Parts are merged by
-    :meth:`merge` or ``+``. A slice selects channels. The sums can be pickled.
+    ``count`` is the number of elements of a channel, and ``channels`` is the number of channels. :meth:`merge` or ``+``
+    merges parts. A slice selects channels. The sums can be pickled.
     """
 
     __slots__ = ()
@@ -191,9 +193,9 @@ class ExactStatistics(_Exact):
 
 
 class ExactSums(_Exact):
-    """What :func:`bnbp.exact.batch_norm_training_backprop_reduce` returns: exact sums of the samples' sums.
+    """Exact sums of the samples' sums, from :func:`bnbp.exact.batch_norm_training_backprop_reduce`.
 
-    It has what :class:`ExactStatistics` has.
+    It has the attributes and methods of :class:`ExactStatistics`.
     """
 
     __slots__ = ()
@@ -218,7 +220,7 @@ def batch_norm_training_statistics(
     Parameters
     ----------
     input, channel_axis, num_threads
-        As :func:`bnbp.batch_norm_training_statistics` takes them.
+        As in :func:`bnbp.batch_norm_training_statistics`.
 
     Returns
     -------
@@ -232,15 +234,15 @@ def batch_norm_training_statistics(
 
     Notes
     -----
-    Let :math:`\mu_k` be the mean of sample k and :math:`s_k` the sum of the squared deviations from it, of :math:`n_k`
-    elements. Exact sums are kept of :math:`n_k \mu_k` and of :math:`s_k + n_k \mu_k^2`, and
+    Let :math:`\mu_k` be the mean of sample k, :math:`s_k` the sum of its squared deviations and :math:`n_k` its number
+    of elements. The sums of :math:`n_k \mu_k` and of :math:`s_k + n_k \mu_k^2` are kept exactly. They give
 
     .. math::
 
        \mu = \frac1m \sum_k n_k \mu_k, \qquad
        s = \sum_k \left( s_k + n_k \mu_k^2 \right) - \frac1m \Bigl( \sum_k n_k \mu_k \Bigr)^2, \qquad m = \sum_k n_k .
 
-    This difference may cancel without harm: it is computed of integers.
+    Cancellation in this difference does no harm, because it is computed with integers.
 
     Examples
     --------
@@ -284,7 +286,7 @@ def batch_norm_training_backprop_reduce(
     ----------
     input, mean, normalized_delta, gamma, beta, variance, epsilon, activation, normalized, addend, channel_axis, \
 num_threads
-        As :func:`bnbp.batch_norm_training_backprop_reduce` takes them.
+        As in :func:`bnbp.batch_norm_training_backprop_reduce`.
 
     Returns
     -------
@@ -324,7 +326,7 @@ num_threads
 
 
 class _Options(NamedTuple):
-    """What is passed on as it is, part by part. An object of somebody's would run code of theirs in between."""
+    """Options that are passed on for each part. A foreign object could run its own code in between."""
 
     epsilon: Any
     channel_axis: Any
@@ -341,8 +343,8 @@ class _Options(NamedTuple):
             and type(self.num_threads) in (type(None), int)
         )
 
-    def plain(self) -> "_Options":
-        """The same as Python's own objects, of options that are acceptable."""
+    def plain(self) -> _Options:
+        """The same options as Python's own objects, once they have been checked."""
         return _Options(
             float(self.epsilon),
             operator.index(self.channel_axis),
@@ -358,7 +360,7 @@ def _collect(
     tensors: list[Array],
     channel_axis: int,
 ) -> Kind:
-    """Sum up the samples, as many at a time as the kernels take at once; the arguments are checked."""
+    """Sum up the samples, as many at a time as the kernels take. The arguments have been checked."""
     input = tensors[0]
     axis = channel_axis % input.ndim
     batch = 1 if axis == 0 else 0

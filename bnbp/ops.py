@@ -1,10 +1,9 @@
-"""The operators: what each promises, and nothing else. The rules are in C++, the arithmetic in the kernels."""
+"""The operators: what each promises, and nothing else. The rules are in C++, the arithmetic in the kernels.
 
-from collections.abc import Sequence
-from typing import Any, Literal
+Types are in ``ops.pyi``, as NumPy has them: help() then starts with a signature that can be read.
+"""
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from ._results import (
     BatchNormStatistics,
@@ -25,10 +24,6 @@ __all__ = [
     "batch_norm_training_statistics",
 ]
 
-Array = NDArray[np.floating[Any]]
-Activation = Literal["relu", "relu6"]
-GradientResult = BatchNormTrainingBackpropResult | BatchNormTrainingBackpropAddendResult
-
 _gradients = BatchNormTrainingBackpropResult, BatchNormTrainingBackpropAddendResult
 
 _training = boundary.function_of("BatchNormTraining", BatchNormTrainingResult)
@@ -41,26 +36,21 @@ _inference_backprop = boundary.function_of("BatchNormInferenceBackprop", *_gradi
 
 
 def batch_norm_training(
-    input: ArrayLike,
-    gamma: ArrayLike | None = None,
-    beta: ArrayLike | None = None,
-    epsilon: float = 1e-5,
+    input,
+    gamma=None,
+    beta=None,
+    epsilon=1e-5,
     *,
-    activation: Activation | None = None,
-    addend: ArrayLike | None = None,
-    channel_axis: int = 1,
-    out: Sequence[Array | None] | None = None,
-    num_threads: int | None = None,
-) -> BatchNormTrainingResult:
-    r"""Normalise each channel with its own mean and variance, then scale and shift it.
+    activation=None,
+    addend=None,
+    channel_axis=1,
+    out=None,
+    num_threads=None,
+):
+    r"""Normalise each channel of a batch to mean 0 and variance 1, then scale it by gamma and shift it by beta.
 
-    Over the :math:`m` elements of a channel,
-
-    .. math::
-
-       \mathtt{normalized}_i = \gamma \, \frac{\mathtt{input}_i - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta,
-       \qquad \mu = \frac1m \sum_i \mathtt{input}_i,
-       \qquad \sigma^2 = \frac1m \sum_i (\mathtt{input}_i - \mu)^2 .
+    It returns the normalised batch, and the mean and the variance of each channel, which the gradient needs. This is
+    nGraph's operator ``BatchNormTraining``: batch normalisation as it is in training.
 
     Parameters
     ----------
@@ -102,6 +92,14 @@ def batch_norm_training(
 
     Notes
     -----
+    Over the :math:`m` elements of a channel,
+
+    .. math::
+
+       \mathtt{normalized}_i = \gamma \, \frac{\mathtt{input}_i - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta,
+       \qquad \mu = \frac1m \sum_i \mathtt{input}_i,
+       \qquad \sigma^2 = \frac1m \sum_i (\mathtt{input}_i - \mu)^2 .
+
     Mean and variance are accumulated in float64 for all types, and compensated where the data is float64 too. They are
     computed for chunks of the channel and merged [1]_, so nothing cancels: a constant channel has variance exactly 0.
     ``normalized`` is computed in the type of the data; for 16-bit types in float32, rounded once at the end.
@@ -126,34 +124,27 @@ def batch_norm_training(
 
 
 def batch_norm_training_backprop(
-    input: ArrayLike,
-    gamma: ArrayLike | None,
-    beta: ArrayLike | None,
-    mean: ArrayLike,
-    variance: ArrayLike,
-    normalized_delta: ArrayLike,
-    epsilon: float = 1e-5,
+    input,
+    gamma,
+    beta,
+    mean,
+    variance,
+    normalized_delta,
+    epsilon=1e-5,
     *,
-    activation: Activation | None = None,
-    normalized: ArrayLike | None = None,
-    addend: bool = False,
-    channel_axis: int = 1,
-    output_mask: Sequence[bool] | None = None,
-    out: Sequence[Array | None] | None = None,
-    num_threads: int | None = None,
-) -> GradientResult:
-    r"""Gradient of :func:`batch_norm_training`, through the batch's mean and variance as well.
+    activation=None,
+    normalized=None,
+    addend=False,
+    channel_axis=1,
+    output_mask=None,
+    out=None,
+    num_threads=None,
+):
+    r"""Compute the gradients of batch normalisation in training: those with respect to input, gamma and beta.
 
-    With :math:`\mathtt{inv\_std} = 1 / \sqrt{\mathtt{variance} + \epsilon}` and
-    :math:`\hat x_i = (\mathtt{input}_i - \mathtt{mean}) \, \mathtt{inv\_std}`, over the :math:`m` elements of a
-    channel,
-
-    .. math::
-
-       \mathtt{beta\_delta} &= \sum_i \mathtt{normalized\_delta}_i \\
-       \mathtt{gamma\_delta} &= \sum_i \mathtt{normalized\_delta}_i \, \hat x_i \\
-       \mathtt{input\_delta}_i &= \gamma \, \mathtt{inv\_std} \left( \mathtt{normalized\_delta}_i
-           - \frac{\mathtt{beta\_delta}}{m} - \hat x_i \, \frac{\mathtt{gamma\_delta}}{m} \right) .
+    They are those of :func:`batch_norm_training`, from the gradient with respect to its output, `normalized_delta`. The
+    mean and the variance depend on the input too, and the gradient goes through them. This is nGraph's operator
+    ``BatchNormTrainingBackprop``.
 
     Parameters
     ----------
@@ -183,7 +174,8 @@ def batch_norm_training_backprop(
         The axis of the channels; negative values count from the end. -1 is channels-last.
     output_mask : sequence of three bool, or with `addend` four, optional
         Which outputs to compute; all, if left out. The others come back as None, and what they are given in `out` is
-        left alone. Without ``input_delta`` and ``addend_delta`` the tensors are read once and none is written.
+        left alone. A type checker knows which are None where the mask is written out, as in ``(True, False, False)``.
+        Without ``input_delta`` and ``addend_delta`` the tensors are read once and none is written.
     out : sequence of (ndarray or None), optional
         An array, or None, for each output, such as an earlier result; of its shape and type, in any memory layout.
         ``out[0]``, and ``out[3]`` too, may be one of the tensors that are read, itself (in place); any other overlap is
@@ -212,6 +204,17 @@ def batch_norm_training_backprop(
 
     Notes
     -----
+    With :math:`\mathtt{inv\_std} = 1 / \sqrt{\mathtt{variance} + \epsilon}` and
+    :math:`\hat x_i = (\mathtt{input}_i - \mathtt{mean}) \, \mathtt{inv\_std}`, over the :math:`m` elements of a
+    channel,
+
+    .. math::
+
+       \mathtt{beta\_delta} &= \sum_i \mathtt{normalized\_delta}_i \\
+       \mathtt{gamma\_delta} &= \sum_i \mathtt{normalized\_delta}_i \, \hat x_i \\
+       \mathtt{input\_delta}_i &= \gamma \, \mathtt{inv\_std} \left( \mathtt{normalized\_delta}_i
+           - \frac{\mathtt{beta\_delta}}{m} - \hat x_i \, \frac{\mathtt{gamma\_delta}}{m} \right) .
+
     The gradient is that of S. Ioffe and C. Szegedy, "Batch normalization", 2015 (arXiv:1502.03167), section 3, in the
     simplified form that the operator reference derives. The sums of float32 data are in float64, and those of float64
     data are compensated, which makes them right to the last place or so. Those of 16-bit data are within 2^-20 of the
@@ -249,10 +252,10 @@ def batch_norm_training_backprop(
     )
 
 
-def batch_norm_training_statistics(
-    input: ArrayLike, *, channel_axis: int = 1, num_threads: int | None = None
-) -> BatchNormStatistics:
-    r"""Mean and squared deviations of a batch, or of a part of one, for those who put the parts together themselves.
+def batch_norm_training_statistics(input, *, channel_axis=1, num_threads=None):
+    """Compute the mean and the squared deviations of each channel, over a batch or over a part of one.
+
+    :func:`merge_statistics` puts the parts together.
 
     Parameters
     ----------
@@ -297,29 +300,24 @@ def batch_norm_training_statistics(
 
 
 def batch_norm_training_backprop_reduce(
-    input: ArrayLike,
-    mean: ArrayLike,
-    normalized_delta: ArrayLike,
+    input,
+    mean,
+    normalized_delta,
     *,
-    gamma: ArrayLike | None = None,
-    beta: ArrayLike | None = None,
-    variance: ArrayLike | None = None,
-    epsilon: float = 1e-5,
-    activation: Activation | None = None,
-    normalized: ArrayLike | None = None,
-    addend: bool = False,
-    channel_axis: int = 1,
-    num_threads: int | None = None,
-) -> BatchNormTrainingBackpropSums:
-    r"""The first half of :func:`batch_norm_training_backprop`: the sums over a batch, or over a part of one.
+    gamma=None,
+    beta=None,
+    variance=None,
+    epsilon=1e-5,
+    activation=None,
+    normalized=None,
+    addend=False,
+    channel_axis=1,
+    num_threads=None,
+):
+    r"""Compute the sums that the gradient needs, over a batch or over a part of one.
 
-    .. math::
-
-       \mathtt{delta\_sum} = \sum_i \mathtt{normalized\_delta}_i, \qquad
-       \mathtt{delta\_centered\_sum} = \sum_i \mathtt{normalized\_delta}_i \, (\mathtt{input}_i - \mathtt{mean})
-
-    The sums of the parts of a batch are added, and :func:`batch_norm_training_backprop_apply` makes the gradient of
-    each part from them.
+    This is the first half of :func:`batch_norm_training_backprop`. The sums of the parts of a batch are added, and
+    :func:`batch_norm_training_backprop_apply` makes the gradient of each part from them.
 
     Parameters
     ----------
@@ -357,6 +355,15 @@ def batch_norm_training_backprop_reduce(
         If a shape, `epsilon`, `activation`, `channel_axis` or `num_threads` is not acceptable, or an activation has
         neither `normalized` nor `variance`.
 
+    Notes
+    -----
+    Over the elements of a channel,
+
+    .. math::
+
+       \mathtt{delta\_sum} = \sum_i \mathtt{normalized\_delta}_i, \qquad
+       \mathtt{delta\_centered\_sum} = \sum_i \mathtt{normalized\_delta}_i \, (\mathtt{input}_i - \mathtt{mean})
+
     Examples
     --------
     >>> import numpy as np, bnbp
@@ -383,31 +390,29 @@ def batch_norm_training_backprop_reduce(
 
 
 def batch_norm_training_backprop_apply(
-    input: ArrayLike,
-    gamma: ArrayLike | None,
-    beta: ArrayLike | None,
-    mean: ArrayLike,
-    variance: ArrayLike,
-    normalized_delta: ArrayLike,
-    delta_sum: ArrayLike,
-    delta_centered_sum: ArrayLike,
-    count: int,
-    epsilon: float = 1e-5,
+    input,
+    gamma,
+    beta,
+    mean,
+    variance,
+    normalized_delta,
+    delta_sum,
+    delta_centered_sum,
+    count,
+    epsilon=1e-5,
     *,
-    activation: Activation | None = None,
-    normalized: ArrayLike | None = None,
-    addend: bool = False,
-    channel_axis: int = 1,
-    output_mask: Sequence[bool] | None = None,
-    out: Sequence[Array | None] | None = None,
-    num_threads: int | None = None,
-) -> GradientResult:
-    r"""The second half of :func:`batch_norm_training_backprop`: the gradient of a part from the whole batch's sums.
+    activation=None,
+    normalized=None,
+    addend=False,
+    channel_axis=1,
+    output_mask=None,
+    out=None,
+    num_threads=None,
+):
+    r"""Compute the gradients of a batch, or of a part of one, from the sums of the whole batch.
 
-    With :math:`m` = `count`, :math:`\mathtt{beta\_delta}` = `delta_sum` and :math:`\mathtt{gamma\_delta}` =
-    `delta_centered_sum` :math:`\cdot\, \mathtt{inv\_std}`, the formula is that of
-    :func:`batch_norm_training_backprop`. Reads the tensors once, and not at all if `output_mask` leaves ``input_delta``
-    out.
+    This is the second half of :func:`batch_norm_training_backprop`. It reads the tensors once, and not at all if
+    `output_mask` leaves ``input_delta`` out.
 
     Parameters
     ----------
@@ -431,6 +436,12 @@ def batch_norm_training_backprop_apply(
     ------
     TypeError, ValueError
         As :func:`batch_norm_training_backprop`, and if `count` is not an integer, or less than `input` has.
+
+    Notes
+    -----
+    With :math:`m` = `count`, :math:`\mathtt{beta\_delta}` = `delta_sum` and :math:`\mathtt{gamma\_delta}` =
+    `delta_centered_sum` :math:`\cdot\, \mathtt{inv\_std}`, the formula is that of
+    :func:`batch_norm_training_backprop`.
 
     Examples
     --------
@@ -472,25 +483,22 @@ def batch_norm_training_backprop_apply(
 
 
 def batch_norm_inference(
-    input: ArrayLike,
-    gamma: ArrayLike | None,
-    beta: ArrayLike | None,
-    mean: ArrayLike,
-    variance: ArrayLike,
-    epsilon: float = 1e-5,
+    input,
+    gamma,
+    beta,
+    mean,
+    variance,
+    epsilon=1e-5,
     *,
-    activation: Activation | None = None,
-    addend: ArrayLike | None = None,
-    channel_axis: int = 1,
-    out: Array | Sequence[Array | None] | None = None,
-    num_threads: int | None = None,
-) -> Array:
-    r"""Normalise each channel with a mean and a variance that are given, then scale and shift it.
+    activation=None,
+    addend=None,
+    channel_axis=1,
+    out=None,
+    num_threads=None,
+):
+    r"""Normalise each channel with a given mean and variance, then scale it by gamma and shift it by beta.
 
-    .. math::
-
-       \mathtt{normalized}_i = \gamma \, \frac{\mathtt{input}_i - \mathtt{mean}}{\sqrt{\mathtt{variance} + \epsilon}}
-       + \beta
+    This is nGraph's operator ``BatchNormInference``: batch normalisation of a network that is trained.
 
     Parameters
     ----------
@@ -531,7 +539,12 @@ def batch_norm_inference(
 
     Notes
     -----
-    The formula is that of nGraph's operator ``BatchNormInference``. The scale is computed in float64 and rounded once,
+    .. math::
+
+       \mathtt{normalized}_i = \gamma \, \frac{\mathtt{input}_i - \mathtt{mean}}{\sqrt{\mathtt{variance} + \epsilon}}
+       + \beta
+
+    The scale is computed in float64 and rounded once,
     the rest in the type of the data; for 16-bit types in float32, rounded once at the end.
 
     Examples
@@ -542,40 +555,34 @@ def batch_norm_inference(
     array([[ -0.5,  98. ],
            [  0.5, 102. ]])
     """
-    outputs: Any = (out,) if issubclass(type(out), np.ndarray) else out
-    normalized: Array = _inference(
+    outputs = (out,) if issubclass(type(out), np.ndarray) else out
+    return _inference(
         input, gamma, beta, mean, variance, addend, epsilon, channel_axis, activation, None, None, outputs, num_threads
     )
-    return normalized
 
 
 def batch_norm_inference_backprop(
-    input: ArrayLike,
-    gamma: ArrayLike | None,
-    beta: ArrayLike | None,
-    mean: ArrayLike,
-    variance: ArrayLike,
-    normalized_delta: ArrayLike,
-    epsilon: float = 1e-5,
+    input,
+    gamma,
+    beta,
+    mean,
+    variance,
+    normalized_delta,
+    epsilon=1e-5,
     *,
-    activation: Activation | None = None,
-    normalized: ArrayLike | None = None,
-    addend: bool = False,
-    channel_axis: int = 1,
-    output_mask: Sequence[bool] | None = None,
-    out: Sequence[Array | None] | None = None,
-    num_threads: int | None = None,
-) -> GradientResult:
-    r"""Gradient of :func:`batch_norm_inference`: `mean` and `variance` are constants.
+    activation=None,
+    normalized=None,
+    addend=False,
+    channel_axis=1,
+    output_mask=None,
+    out=None,
+    num_threads=None,
+):
+    r"""Compute the gradients of batch normalisation with given statistics: with respect to input, gamma and beta.
 
-    Arguments, results and errors are those of :func:`batch_norm_training_backprop`. The two sums have the same
-    formulas, and
-
-    .. math::
-
-       \mathtt{input\_delta}_i = \gamma \, \mathtt{inv\_std} \; \mathtt{normalized\_delta}_i .
-
-    This is the gradient for fine-tuning with frozen statistics. nGraph has no such operator.
+    They are those of :func:`batch_norm_inference`. The mean and the variance are constants here, as in fine-tuning with
+    frozen statistics. nGraph has no such operator. Arguments, results and errors are those of
+    :func:`batch_norm_training_backprop`.
 
     Parameters
     ----------
@@ -594,6 +601,14 @@ def batch_norm_inference_backprop(
     ------
     TypeError, ValueError
         As :func:`batch_norm_training_backprop`.
+
+    Notes
+    -----
+    ``gamma_delta`` and ``beta_delta`` have the formulas of :func:`batch_norm_training_backprop`, and
+
+    .. math::
+
+       \mathtt{input\_delta}_i = \gamma \, \mathtt{inv\_std} \; \mathtt{normalized\_delta}_i .
 
     Examples
     --------

@@ -12,6 +12,8 @@ Read them beside the mathematical definitions in the operator reference; each li
 (array([ 2., 10.]), array([1., 0.]))
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -40,7 +42,7 @@ __all__ = [
 Array = NDArray[np.float64]
 Activation = Literal["relu", "relu6"]
 # With an addend it is a BatchNormTrainingBackpropAddendResult; as Any, so that nobody must ask which of the two.
-GradientResult = BatchNormTrainingBackpropResult | Any
+GradientResult = BatchNormTrainingBackpropResult[Array, Array, Array] | Any
 
 
 def batch_norm_training(
@@ -52,7 +54,7 @@ def batch_norm_training(
     activation: Activation | None = None,
     addend: ArrayLike | None = None,
     channel_axis: int = 1,
-) -> BatchNormTrainingResult:
+) -> BatchNormTrainingResult[Array, Array]:
     """Normalise a batch with its own mean and (biased) variance; see :func:`bnbp.batch_norm_training`."""
     batch = batch_norm_training_statistics(input, channel_axis=channel_axis)
     normalized = batch_norm_inference(

@@ -17,7 +17,9 @@ release = version = version_of("bnbp")  # of the installed package, which is als
 extensions = [
     "access",
     "breathe",
+    "command_line",
     "describe",
+    "figures",
     "mathml",
     "measured",
     "numpydoc",

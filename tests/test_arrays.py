@@ -33,7 +33,8 @@ def test_swapped_bytes_are_refused_after_the_type_has_been_seen(dtype):
     batch = make_batch((4, 3, 2), dtype=dtype)
     expected = gradient(batch)
     swapped = dtype.newbyteorder("S")
-    message = f"normalized_delta: expected {dtype}, the type of input, got {swapped}"
+    hint = f"; use .astype(np.{dtype})" if dtype.kind == "f" else ""  # two bytes of no type are not converted
+    message = f"normalized_delta: expected {dtype}, the type of input, got {swapped}{hint}"
     with pytest.raises(TypeError) as caught:
         gradient(batch._replace(normalized_delta=batch.normalized_delta.view(swapped)))
     assert str(caught.value) == message
@@ -75,7 +76,7 @@ class Liar(np.ndarray):
     data = flags = size = ndim = property(lambda self: None)
 
 
-@pytest.mark.parametrize("kind", [Liar, np.ma.MaskedArray, np.recarray], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [Liar, np.recarray], ids=lambda kind: kind.__name__)
 def test_a_subclass_is_the_array_that_it_is(kind):
     batch = make_batch((4, 3, 2), dtype=np.float32)
     expected = gradient(batch)

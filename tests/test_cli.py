@@ -2,11 +2,14 @@
 
 import errno
 import os
+import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 import zipfile
 from contextlib import suppress
@@ -203,6 +206,130 @@ def test_run_gives_the_output_the_usual_permissions(folder):
     assert (folder / "out.npz").stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.parametrize(("name", "file"), [("g3", "g3.npz"), ("g3.1", "g3.1.npz"), ("g3.npz", "g3.npz")])
+def test_the_name_of_an_output_may_leave_out_its_suffix(folder, name, file):
+    done = bnbp_command("run", "in.npz", "-o", name, cwd=folder)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, f"saved in {file}")
+    assert names_in(folder) == sorted([file, "in.npz"])
+    assert_refused(folder, "run", "in.npz", "-o", name, says=[f"cannot write {file}: it exists"])
+
+
+# The page
+
+
+def test_what_the_page_shows_is_what_happens(tmp_path, monkeypatch):
+    """From the first block of Python on: each block is run where it stands, and prints what follows it."""
+    page = (Path(__file__).parent.parent / "docs" / "command_line.rst").read_text("utf-8")
+    page = page[page.index(".. code-block:: python") : page.index("Completion in the shell")]
+    monkeypatch.chdir(tmp_path)
+    commands, names = [], {}
+    for kind, block in re.findall(r"^\.\. code-block:: (\w+)\n\n((?:   .*\n|\n)+)", page, re.MULTILINE):
+        text = textwrap.dedent(block).rstrip()
+        if kind == "python":
+            exec(text, names)
+            continue
+        command, *printed = text.splitlines()
+        commands.append(command)
+        done = bnbp_command(*shlex.split(command.removeprefix("$ bnbp ")), cwd=tmp_path)
+        lines = [line.rstrip() for line in (done.stdout or done.stderr).splitlines()]
+        assert [line for line in lines if line] == [line.rstrip() for line in printed if line]
+    assert len(commands) == 3
+    assert all(command.startswith("$ bnbp run layer") for command in commands)
+
+
+# Runs that are chained
+
+
+def save_batch(path, dtype=np.float32, **more):
+    """An .npz file with the inputs of training, and a gradient of its output that is not there yet."""
+    arrays = make_arrays(dtype=dtype)
+    delta = arrays.pop("normalized_delta")
+    np.savez_compressed(path, **{name: arrays[name] for name in INPUTS["training"]}, **more)
+    return [arrays[name] for name in INPUTS["training"]], delta
+
+
+def add(path, **arrays):
+    with np.load(path) as old:
+        np.savez(path, **old, **arrays)
+
+
+def agrees(path, expected):
+    with np.load(path) as results:
+        for name, value in expected._asdict().items():
+            np.testing.assert_array_equal(results[name], value)
+
+
+@pytest.mark.parametrize("kind", ["relu", None])
+def test_a_file_is_chained(tmp_path, kind):
+    path, options = tmp_path / "f.npz", ["--activation", kind] if kind else []
+    inputs, delta = save_batch(path)
+    for arguments in (["--op", "training"], []):
+        done = bnbp_command("run", "f.npz", "-o", "f.npz", *arguments, *options, cwd=tmp_path)
+        assert (done.returncode, done.stderr, done.stdout.splitlines()[-1]) == (0, "", "saved in f.npz")
+        if arguments:
+            add(path, normalized_delta=delta)
+    forward = bnbp.batch_norm_training(*inputs, activation=kind)
+    backward = bnbp.batch_norm_training_backprop(*inputs, *forward[1:], delta, activation=kind)
+    agrees(path, forward)
+    agrees(path, backward)
+    assert np.ptp(backward.input_delta) > 0.1
+    with np.load(path) as archive:
+        assert len(archive.files) == 10  # each once
+        np.testing.assert_array_equal(archive["input"], inputs[0])
+    assert names_in(tmp_path) == ["f.npz"]
+    assert_refused(tmp_path, "run", "f.npz", "-o", "f.npz", *options, says=["f.npz: it has ", "_delta; --force"])
+    assert bnbp_command("run", "f.npz", "-o", "f.npz", *options, "--force", cwd=tmp_path).returncode == 0
+    agrees(path, backward)
+
+
+def test_results_are_chained_through_a_file_of_their_own(tmp_path):
+    inputs, delta = save_batch(tmp_path / "a.npz")
+    assert bnbp_command("run", "a.npz", "-o", "b", "--op", "training", cwd=tmp_path).returncode == 0
+    add(tmp_path / "b.npz", input=inputs[0], gamma=inputs[1], normalized_delta=delta)
+    done = bnbp_command("run", "b.npz", "-o", "c", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    forward = bnbp.batch_norm_training(*inputs)
+    agrees(tmp_path / "c.npz", bnbp.batch_norm_training_backprop(inputs[0], inputs[1], None, *forward[1:], delta))
+
+
+@pytest.mark.parametrize("op", ["inference", "training_backprop"])
+def test_a_mean_and_a_variance_win_over_those_of_the_batch(tmp_path, op):
+    arrays = make_arrays(op)
+    batch = {"batch_mean": arrays["mean"] + 5, "batch_variance": arrays["variance"] * 3}
+    np.savez(tmp_path / "in.npz", **batch, **arrays)
+    assert bnbp_command("run", "in.npz", "-o", "out", "--op", op, cwd=tmp_path).returncode == 0
+    result = getattr(bnbp, f"batch_norm_{op}")(**arrays)
+    with np.load(tmp_path / "out.npz") as results:
+        np.testing.assert_array_equal(results[OUTPUTS[op][0]], result if op == "inference" else result.input_delta)
+
+
+def test_what_is_added_to_a_file_leaves_the_rest_as_it_was(tmp_path):
+    """Also what is compressed, of a type that NumPy has no name for, or no input of the operator."""
+    half = ml_dtypes.bfloat16
+    inputs, _ = save_batch(tmp_path / "f.npz", half, addend_delta=np.zeros(10_000))
+    (tmp_path / "link.npz").symlink_to("f.npz")
+    with zipfile.ZipFile(tmp_path / "f.npz") as archive:
+        before = {info.filename: (info.compress_size, archive.read(info)) for info in archive.infolist()}
+    assert bnbp_command("run", "f.npz", "-o", "link.npz", "--op", "training", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "link.npz").is_symlink()
+    with zipfile.ZipFile(tmp_path / "f.npz") as archive:
+        after = {info.filename: (info.compress_size, archive.read(info)) for info in archive.infolist()}
+        assert archive.testzip() is None
+    assert before.items() < after.items()
+    with np.load(tmp_path / "f.npz") as archive:
+        result = bnbp.batch_norm_training(*inputs)
+        np.testing.assert_array_equal(archive["normalized"].view(half), result.normalized)
+
+
+def test_an_array_that_is_left_alone_but_cannot_be_copied(folder):
+    np.savez(folder / "in.npz", **make_arrays(), beta_delta=np.arange(1000.0))
+    data = (folder / "in.npz").read_bytes()
+    middle = data.rindex(b"NUMPY") + 200
+    (folder / "in.npz").write_bytes(data[:middle] + b"x" + data[middle + 1 :])
+    says = ["in.npz: cannot read beta_delta.npy: Bad CRC-32"]
+    assert_refused(folder, "run", "in.npz", "-o", "in.npz", "--op", "inference", says=says)
+
+
 def test_force_replaces_an_output_and_keeps_a_link_a_link(folder):
     (folder / "real.npz").write_text("something else")
     (folder / "out.npz").symlink_to("real.npz")
@@ -229,7 +356,8 @@ def test_info_says_what_show_config_says(tmp_path):
     ("arguments", "says"),
     [
         (["--version"], [bnbp.__version__]),
-        (["--help"], ["info", "run", "demo"]),
+        (["--help"], ["info", "run", "demo", "--install-completion"]),
+        ([], ["Usage: bnbp", "info", "run", "demo"]),
         (["run", "--help"], ["--output", "--op", "--epsilon", "--channel-axis", "--num-threads", "--force"]),
         (["run", "--help"], ["--activation", "relu6", "--addend"]),
     ],
@@ -238,6 +366,32 @@ def test_help_and_version(tmp_path, arguments, says):
     done = bnbp_command(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert all(text in done.stdout for text in says)
+    assert "bool" not in done.stdout
+
+
+def test_info_has_numbers_as_people_write_them(tmp_path):
+    done = bnbp_command("info", cwd=tmp_path, env={"BNBP_POOL_MIB": "1536"})
+    rows = dict(line.split(maxsplit=2)[1:] for line in done.stdout.splitlines() if len(line.split(maxsplit=2)) == 3)
+    assert rows["limit"] == "1.5 GiB"
+    assert re.fullmatch(r"[\d.]+ [KM]iB", rows["l2"])
+    version = bnbp.show_config("dicts")["openmp"]["version"]
+    assert version is None or re.fullmatch(r"\d\.\d", done.stdout.partition("openmp version")[2].split()[0])
+
+
+@pytest.mark.parametrize(
+    ("words", "offers"),
+    [
+        ("bnbp r", {"run"}),
+        ("bnbp run --op infer", {"inference", "inference_backprop"}),
+        ("bnbp run --act", {"--activation"}),
+        ("bnbp bench --dtype b", {"bfloat16"}),
+    ],
+)
+def test_a_shell_completes_commands_options_and_values(tmp_path, words, offers):
+    place = str(len(words.split()) - 1)
+    env = {"_BNBP_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": place}
+    done = bnbp_command(cwd=tmp_path, env=env)
+    assert (done.returncode, done.stderr, set(done.stdout.split())) == (0, "", offers)
 
 
 def test_the_installed_command_is_the_same(tmp_path):
@@ -253,22 +407,33 @@ def test_the_installed_command_is_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "Missing command"),
+        (["rum"], "No such command 'rum'"),
         (["run"], "FILE.npz|FOLDER"),
         (["run", "in.npz"], "--output"),
         (["run", "in.npz", "-o", "out.npz", "--op", "forward"], "'training_backprop'"),
         (["run", "in.npz", "-o", "out.npz", "--activation", "gelu"], "'relu', 'relu6'"),
         (["run", "in.npz", "-o", "out.npz", "--op", "training", "--addend"], "training adds the array addend if there"),
         (["run", "in.npz", "-o", "out.npz", "--colour"], "--colour"),
-        (["run", "in.npz", "-o", "in.npz"], "it is the input file"),
-        (["run", "in.npz", "-o", "link.npz", "--force"], "it is the input file"),
+        (["run", ".", "-o", "out.npz"], "the results of a folder are saved in a folder"),
+        (["bench", "--addend"], "it goes with --activation"),
         (["demo", "--epochs", "0"], "--epochs"),
         (["demo", "--plot", "plot.txt"], ".png"),
     ],
 )
 def test_a_command_that_is_not_understood(folder, arguments, says):
-    (folder / "link.npz").symlink_to("in.npz")
-    assert_refused(folder, *arguments, code=2, says=[says, "bnbp --help"])
+    command = {"rum": "bnbp"}.get(arguments[0], f"bnbp {arguments[0]}")
+    assert_refused(folder, *arguments, code=2, says=[says, f"; see {command} --help\n"])
+
+
+@pytest.mark.parametrize("command", [["-m", "bnbp"], [shutil.which("bnbp", path=Path(sys.executable).parent)]])
+def test_an_instruction_set_that_there_is_not(tmp_path, command):
+    command = command if command[0] == "-m" else command[:1]
+    env = {"BNBP_ISA": "x86-64-v9", "PYTHONPATH": str(Path(bnbp.__file__).parent.parent)}
+    message = assert_refused(tmp_path, "info", program=command, env=env)
+    assert message.startswith("bnbp: BNBP_ISA: expected one of ")
+    program = ["-c", "import sys; sys.argv[0] = 'tool'; import bnbp"]  # elsewhere it is an error that can be caught
+    done = bnbp_command("-m", "bnbp", program=program, cwd=tmp_path, env=env)
+    assert done.stderr.splitlines()[-1].startswith("ImportError: BNBP_ISA: expected one of ")
 
 
 # What it refuses: the arrays
@@ -289,7 +454,11 @@ def changed(**arrays):
         (without("mean", "variance"), ["missing mean, variance;"]),
         (changed(gama=np.ones(3)), ["unknown array 'gama' (is it gamma?)", "input, gamma, beta, mean, variance"]),
         (lambda arrays: {"arr_0": arrays["input"]}, ["unknown array 'arr_0'"]),
-        (changed(batch_mean=np.ones(3)), ["unknown array 'batch_mean'"]),
+        (changed(batch_means=np.ones(3)), ["unknown array 'batch_means'"]),
+        (
+            lambda arrays: {**without("mean")(arrays), "batch_mean": np.ones(3, np.float32)},
+            ["in.npz: missing mean;"],  # with a variance of its own, the batch's mean would be of another run
+        ),
         (changed(gamma=np.ones(4, np.float32)), ["gamma", "(3,)", "(4,)"]),
         (changed(input=np.ones((4, 3, 5), np.int64)), ["input", "int64"]),
         (changed(input=np.array([None, {}])), ["input holds Python objects"]),
@@ -303,7 +472,6 @@ def test_arrays_that_do_not_fit(folder, change, says):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--op", "training"], "unknown array 'mean'"),
         (["--epsilon", "-1"], "epsilon"),
         (["--channel-axis", "3"], "channel_axis"),
         (["--activation", "relu", "--addend"], "in.npz: missing normalized; training_backprop with an activation and"),
@@ -384,9 +552,9 @@ def test_an_output_in_a_folder_that_is_not_there(folder):
 
 
 def test_an_output_that_is_not_an_ordinary_file(folder):
-    os.mkfifo(folder / "pipe")
+    os.mkfifo(folder / "pipe.npz")
     assert_refused(folder, "run", "in.npz", "-o", "pipe", "--force", says=["it is not an ordinary file"])
-    assert (folder / "pipe").is_fifo()
+    assert (folder / "pipe.npz").is_fifo()
 
 
 def test_an_output_whose_name_is_too_long(folder):

@@ -64,7 +64,8 @@ def test_examples_of_the_pages_run(page: str) -> None:
     result = doctest.testfile(str(DOCS / page), module_relative=False, encoding="utf-8")
     assert result.failed == 0
     assert (result.attempted > 0) == (
-        page in ("clusters.rst", "index.rst", "layouts.rst", IN_PARTS) or page.startswith("ops/batch")
+        page in ("clusters.rst", "coming_from.rst", "faq.rst", "index.rst", "layouts.rst", IN_PARTS)
+        or page.startswith("ops/batch")
     )
 
 
@@ -538,7 +539,9 @@ def site(check: ModuleType, tmp_path: Path) -> Path:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         body = f'<p id="top">{FORMULA}</p><div class="math">{FORMULA}</div>'
         (tmp_path / name).write_text(f"{head(name)}{body}", "utf-8")
-    links = '<a href="ops/../ops/in_parts.html#top"></a><a href="#"></a><a href="style.css#x"></a><a href="?q=a#here"></a>'
+    links = (
+        '<a href="ops/../ops/in_parts.html#top"></a><a href="#"></a><a href="style.css#x"></a><a href="?q=a#here"></a>'
+    )
     (tmp_path / "index.html").write_text(f'{head("front")}<p id="here">{links}</p>', "utf-8")
     (tmp_path / "style.css").write_text(
         '/* url(https://example.org) */ a { background: url("data:image/svg+xml,http://www.w3.org") }', "utf-8"

@@ -140,7 +140,7 @@ def built(browse: ModuleType, faulty: tuple[Any, Path]) -> Any:
     folder = site / "built"
     folder.mkdir()
     (folder / "conf.py").write_text(
-        'extensions = ["sphinx_copybutton"]\nhtml_theme = "furo"\ncopybutton_prompt_text = ">>> "\n',
+        'extensions = ["sphinx_copybutton"]\nhtml_theme = "furo"\nhtml_favicon = "icon.svg"\ncopybutton_prompt_text = ">>> "\n',
         "utf-8",
     )
     (folder / "icon.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>', "utf-8")

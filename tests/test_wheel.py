@@ -39,13 +39,15 @@ def program(file, line):
     file.chmod(0o755)
 
 
-def make_wheel(tmp_path, rpaths):
+def make_wheel(tool, tmp_path, rpaths, without=""):
     """A wheel whose modules say, to a patchelf that prints them, where they look for libraries."""
     program(tmp_path / "bin" / "patchelf", 'read -r line < "$2"; echo "$line"')
     (tmp_path / "dist").mkdir()
     with zipfile.ZipFile(tmp_path / "dist" / "bnbp.whl", "w") as archive:
         for name, rpath in rpaths.items():
             archive.writestr(name, f"{rpath}\n")
+        for name in tool.declarations() - {without}:
+            archive.writestr(name, "")
     return tmp_path / "dist" / "bnbp.whl"
 
 
@@ -53,7 +55,7 @@ GOOD = {"bnbp/a.so": "$ORIGIN/../bnbp.libs", "bnbp/b.so": "", "bnbp/engine/c.so"
 
 
 def test_a_wheel_is_checked_with_the_tools_beside_this_python(tool, tmp_path):
-    tool.check(make_wheel(tmp_path, GOOD))
+    tool.check(make_wheel(tool, tmp_path, GOOD))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,7 @@ def test_a_wheel_is_checked_with_the_tools_beside_this_python(tool, tmp_path):
     ],
 )
 def test_no_module_may_look_for_libraries_elsewhere(tool, tmp_path, name, rpath):
-    wheel = make_wheel(tmp_path, GOOD | {name: rpath})
+    wheel = make_wheel(tool, tmp_path, GOOD | {name: rpath})
     with pytest.raises(AssertionError) as caught:
         tool.check(wheel)
     assert str(caught.value) == f"{name} looks for libraries in {rpath}"
@@ -75,7 +77,21 @@ def test_no_module_may_look_for_libraries_elsewhere(tool, tmp_path, name, rpath)
 
 def test_a_wheel_has_modules(tool, tmp_path):
     with pytest.raises(AssertionError, match="no modules"):
-        tool.check(make_wheel(tmp_path, {"bnbp/__init__.py": ""}))
+        tool.check(make_wheel(tool, tmp_path, {"bnbp/__init__.py": ""}))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bnbp/batch_norm.pxd",
+        "bnbp/kernels.pxd",
+        *(f"bnbp/include/bnbp/{name}" for name in ("python.hpp", "detail/call.hpp")),
+    ],
+)
+def test_a_wheel_has_what_compilers_read(tool, tmp_path, name):
+    with pytest.raises(AssertionError) as caught:
+        tool.check(make_wheel(tool, tmp_path, GOOD, without=name))
+    assert str(caught.value) == f"not in the wheel: {name}"
 
 
 def lacking(tool, monkeypatch):

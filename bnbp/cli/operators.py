@@ -2,7 +2,19 @@
 
 from enum import StrEnum
 
-__all__ = ["INPUTS", "OUTPUTS", "TENSORS", "Activation", "Operator", "inputs", "is_backprop", "optional", "outputs"]
+__all__ = [
+    "INPUTS",
+    "NAMES",
+    "OUTPUTS",
+    "STATISTICS",
+    "TENSORS",
+    "Activation",
+    "Operator",
+    "inputs",
+    "is_backprop",
+    "optional",
+    "outputs",
+]
 
 
 class Operator(StrEnum):
@@ -42,6 +54,12 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
 
 #: The arrays with a value for each element. The others have a value for each channel.
 TENSORS = ("input", "normalized_delta", "addend", "normalized", "input_delta", "addend_delta")
+
+#: What training returns, and the other operators take under other names.
+STATISTICS = {"mean": "batch_mean", "variance": "batch_variance"}
+
+#: What any operator takes or returns.
+NAMES = {*TENSORS, *(name for names in (*INPUTS.values(), *OUTPUTS.values()) for name in names)}
 
 
 def is_backprop(op: str) -> bool:

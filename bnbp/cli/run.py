@@ -4,8 +4,10 @@ import difflib
 import hashlib
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+import zipfile
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
@@ -19,7 +21,7 @@ import bnbp
 
 from . import outofcore
 from .files import check_output, new_files, write_file
-from .operators import TENSORS, Activation, Operator, inputs, is_backprop, optional, outputs
+from .operators import NAMES, STATISTICS, TENSORS, Activation, Operator, inputs, is_backprop, optional, outputs
 from .team import Comm, Team, team_of
 from .terminal import Failure, console, or_fail_to, print_line, progress_bar
 
@@ -29,9 +31,22 @@ Arrays = dict[str, Any]
 
 
 def run(
-    file: Annotated[Path, typer.Argument(metavar="FILE.npz|FOLDER", help="Arrays by the operator's input names.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE.npz|FOLDER",
+            help="Arrays by the operator's input names: an .npz file, or a folder of .npy files.",
+        ),
+    ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="OUT", help="Where to save the results, by output name.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="OUT",
+            help="Where to save the results by output name: for a file an .npz file, whose name may leave out .npz; "
+            "for a folder a folder, which is made if need be. May be the input itself, to which they are then added.",
+        ),
     ],
     op: Annotated[
         Operator, typer.Option(metavar="OP", help=f"The operator: {', '.join(Operator)}.")
@@ -57,19 +72,24 @@ def run(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace results that exist.")] = False,
 ) -> None:
-    """Run an operator on the arrays of an .npz file, or of a folder of .npy files, and save its results in another.
+    """Run an operator on the arrays of an .npz file, or of a folder of .npy files, and save its results.
 
-    The inputs are input, gamma, beta, mean, variance and normalized_delta; training takes the first three and
-    inference the first five, and gamma and beta may be left out (1 and 0). The results are input_delta, gamma_delta and
-    beta_delta; or normalized, with batch_mean and batch_variance in training.
+    The inputs are input, gamma, beta, mean, variance and normalized_delta. training takes the first three and inference
+    the first five; gamma and beta may be left out (1 and 0). The results of training are normalized, batch_mean and
+    batch_variance, that of inference is normalized, and those of the backprop operators are input_delta, gamma_delta
+    and beta_delta.
+
+    Runs can be chained: `bnbp run F -o F --op training` adds its results to F and, as soon as normalized_delta is there
+    too, `bnbp run F -o F` takes batch_mean and batch_variance for mean and variance. If F has a mean or a variance of
+    its own, that is what is taken. What only other operators take or return is left alone. Results that exist are
+    replaced with --force, and not without it.
 
     Training and inference add the array addend, if there is one, before the activation. With an activation, the
     backprop operators take the array normalized as well, the forward operator's result. It may be left out where there
     was no addend. With --addend they also save addend_delta.
 
     In a folder the arrays are input.npy, mean.npy and so on, and the tensors may be larger than memory: a small part of
-    each is there at a time. The results may go into the same folder. Results that lie there already and are no inputs
-    of the operator are left alone.
+    each is there at a time.
 
     With a folder, `mpirun -n 4 bnbp run FOLDER -o OUT` shares the work among 4 processes, which all must see the same
     folders. Each reads and writes its part of the tensors. The results have the same bits on any number of processes.
@@ -83,8 +103,13 @@ def run(
         raise typer.BadParameter(f"{op} adds the array addend if there is one", param_hint="--addend")
     team = team_of(comm)
     if os.path.isdir(file):
+        if output.suffix == ".npz" and not output.is_dir():
+            raise typer.BadParameter(
+                "the results of a folder are saved in a folder, not in a file", param_hint="--output"
+            )
         results = _run_folder(file, output, op, force, options, team)
     elif team.size == 1:
+        output = _with_suffix(output)
         results = _run_file(file, output, op, force, options)
     else:
         raise typer.BadParameter(
@@ -98,21 +123,43 @@ def run(
     for name, array in results.items():
         table.add_row(name, str(array.shape), str(array.dtype))
     console.print(table)
-    print_line(f"saved in {output}")
+    print_line(f"saved in {'the folder ' * output.is_dir()}{output}")
+
+
+def _with_suffix(output: Path) -> Path:
+    """The file that is meant: .npz may be left out, as numpy.savez has it. A folder is refused where it is checked."""
+    return output if output.suffix == ".npz" or output.is_dir() else output.with_name(f"{output.name}.npz")
 
 
 def _run_file(file: Path, output: Path, op: Operator, force: bool, options: dict[str, Any]) -> Arrays:
+    names = outputs(op, options.get("addend", False))
+    adds = False
     with suppress(OSError):  # one of them is not there
-        if output.samefile(file):
-            raise typer.BadParameter("it is the input file", param_hint="--output")
-    target = check_output(output, force)
+        adds = output.samefile(file)
+    target = check_output(output, force or adds)
     with _or_refuse():
         arrays: Arrays = dict.fromkeys(inputs(op, options["activation"]))
-        arrays |= _read(file, op, options)
+        arrays |= _read(file, op, options, names if adds and not force else ())
         result = getattr(bnbp, f"batch_norm_{op}")(**arrays, **options)
     results: Arrays = {"normalized": result} if isinstance(result, np.ndarray) else result._asdict()
-    write_file(output, target, force, lambda stream: np.savez(stream, **results))
+    save = partial(_add, file, results) if adds else lambda stream: np.savez(stream, **results)
+    write_file(output, target, force or adds, save)
     return results
+
+
+def _add(path: Path, results: Arrays, stream: BinaryIO) -> None:
+    """Write an .npz file again with these arrays in it. All that it has besides them stays as it is."""
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(stream, "w") as new:
+        for member in old.infolist():
+            if member.filename.removesuffix(".npy") not in results:
+                try:
+                    data = old.read(member)
+                except Exception as error:  # a damaged array can raise almost anything
+                    raise Failure(f"{path}: cannot read {member.filename}: {error}") from error
+                new.writestr(member, data)
+        for name, array in results.items():
+            with new.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
 
 
 def _run_folder(folder: Path, output: Path, op: Operator, force: bool, options: dict[str, Any], team: Team) -> Arrays:
@@ -120,8 +167,7 @@ def _run_folder(folder: Path, output: Path, op: Operator, force: bool, options: 
     with team, ExitStack() as opened, _or_refuse():
         if team.rank == 0:
             _check_output_folder(output, results, force)
-        names = _npy_names(folder, op, options)
-        files = {name: opened.enter_context(_open_npy(folder / f"{name}.npy")) for name in names}
+        files = {name: opened.enter_context(_open_npy(path)) for name, path in _npy_files(folder, op, options).items()}
         outofcore.check(op, files, **options)
         _check_agreement(team, op, files, options)
         with _new_files(team, output, results, force) as streams, progress_bar(team.rank == 0) as progress:
@@ -180,8 +226,8 @@ def _check_output_folder(output: Path, results: Iterable[str], force: bool) -> N
             raise Failure(f"cannot {action}: there is no folder {output.parent}")
 
 
-def _read(path: Path, op: Operator, options: dict[str, Any]) -> Arrays:
-    """The arrays of an .npz file, which must be those that the operator takes."""
+def _read(path: Path, op: Operator, options: dict[str, Any], new: Collection[str]) -> Arrays:
+    """The arrays of an .npz file that the operator takes. It must not have those yet that are `new`."""
     with or_fail_to(f"read {path}"), path.open("rb") as stream:
         try:
             archive = np.load(stream, allow_pickle=False)
@@ -191,37 +237,42 @@ def _read(path: Path, op: Operator, options: dict[str, Any]) -> Arrays:
             raise Failure(f"cannot read {path}: not an .npz file, or a damaged one") from error
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise Failure(f"cannot read {path}: not an .npz file but a single array (.npy); numpy.savez names arrays")
-        return {name: _read_array(path, archive, name) for name in _taken(path, op, archive.files, options)}
+        for name in archive.files:
+            if name in new:
+                raise Failure(f"cannot write {path}: it has {name}; --force replaces it")
+        taken = _taken(path, op, archive.files, options)
+        return {operand: _read_array(path, archive, name) for operand, name in taken.items()}
 
 
-def _taken(path: Path, op: Operator, names: list[str], options: dict[str, Any]) -> list[str]:
-    """Those of some arrays that the operator takes; all must be known, and none that it needs may be missing.
+def _taken(path: Path, op: Operator, names: list[str], options: dict[str, Any]) -> dict[str, str]:
+    """Which array is which of the operator's inputs; none that it needs may be missing.
 
-    What only the forward operator takes, or what it has returned, may lie among the arrays of its gradient.
+    What other operators take or return may lie among them, and is left alone; any other name is a mistake.
     """
     activation, has_addend = options["activation"], is_backprop(op) and (options["addend"] or "addend" in names)
     known, may_be_left_out = inputs(op, activation), optional(op, activation, has_addend)
     case = f" with an activation{' and an addend' * has_addend}" if activation else ""
     takes = f"{op}{case} takes {', '.join(known)}"
     for name in names:
-        if name not in known and not (is_backprop(op) and name in ("addend", "normalized")):
+        if name not in NAMES:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f" (is it {close[0]}?)" if close else ""
             raise Failure(f"{path}: unknown array {name!r}{hint}; {takes}")
-    missing = [name for name in known if name not in names and name not in may_be_left_out]
+    taken = {name: name for name in names if name in known}
+    if not STATISTICS.keys() & taken.keys():  # both or none: those of two runs would not go together
+        taken |= {name: result for name, result in STATISTICS.items() if name in known and result in names}
+    missing = [name for name in known if name not in taken and name not in may_be_left_out]
     if missing:
         *most, last = may_be_left_out
         raise Failure(f"{path}: missing {', '.join(missing)}; {takes} ({', '.join(most)} and {last} may be left out)")
-    return [name for name in names if name in known]
+    return taken
 
 
-def _npy_names(folder: Path, op: Operator, options: dict[str, Any]) -> list[str]:
-    """The inputs that a folder has; results of earlier runs may lie beside them."""
-    results = {name for each in Operator for name in outputs(each, is_backprop(each))}
+def _npy_files(folder: Path, op: Operator, options: dict[str, Any]) -> dict[str, Path]:
+    """The files of a folder that are the operator's inputs."""
     with or_fail_to(f"read {folder}"):
         names = sorted(path.stem for path in folder.iterdir() if path.suffix == ".npy")
-    names = [name for name in names if name not in results or name in inputs(op, options["activation"])]
-    return _taken(folder, op, names, options)
+    return {operand: folder / f"{name}.npy" for operand, name in _taken(folder, op, names, options).items()}
 
 
 @contextmanager

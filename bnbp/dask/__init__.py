@@ -5,12 +5,12 @@
 >>> bnbp.dask.batch_norm_training(x).normalized
 dask.array<bnbp-normalized, shape=(8, 3, 4, 4), dtype=float64, chunksize=(2, 3, 4, 4), chunktype=numpy.ndarray>
 
-The way of a call, a file for each step:
+The files follow the steps of a call:
 
 - ``_operators.py`` has the operators, and what each promises;
 - ``_arguments.py`` checks the arguments, and cuts all operands to the chunks of `input`;
 - ``_blocks.py`` has the functions that tasks run, each on one chunk;
-- ``_again.py`` lets a second pass load the chunks again, which would otherwise all stay in memory.
+- ``_again.py`` lets a second pass load the chunks again, so that they do not all stay in memory.
 """
 
 from importlib.metadata import version as _version

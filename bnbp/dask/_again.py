@@ -2,10 +2,10 @@
 
 An operator on a whole batch goes through it twice: once for its sums, and once more with them. If both passes took
 their chunks from the same tasks, Dask would keep every chunk of the first one in memory for the second one. So each
-pass has tasks of its own. They are copies under other names, up to what is in memory anyway and what is small.
+pass has tasks of its own. They are copies under other names, except for data that is in memory anyway or is small.
 
-``dask.graph_manipulation.clone`` does the same, but up to what the caller names. In Dask 2026.8 it does not rename what
-the tasks of some layers refer to, and ``clone(x.rechunk(2))`` cannot be computed.
+``dask.graph_manipulation.clone`` does the same, but stops where the caller says. In Dask 2026.8 it does not rename the
+references of the tasks of some layers, and ``clone(x.rechunk(2))`` cannot be computed.
 """
 
 from collections.abc import Hashable, Iterable, Sequence
@@ -19,23 +19,23 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 __all__ = ["WHOLE", "again"]
 
-#: How the names of layers begin that hold sums of a whole batch. They are small, and what they took is not repeated.
+#: The names of layers that hold sums of a whole batch begin like this. They are small, and are not computed again.
 WHOLE = "bnbp-whole"
 
 da: Any = dask.array  # whose functions have no type hints
 
 
 def again(first: Sequence[Any], others: Sequence[Any], seed: Hashable) -> list[Any]:
-    """Arrays of the same values from tasks of other names, which are always the same for the same `seed`.
+    """Arrays of the same values, from tasks with other names. The same `seed` always gives the same names.
 
     Parameters
     ----------
     first : sequence of (dask array or None)
-        What an earlier pass has read.
+        The arrays that an earlier pass has read.
     others : sequence of (dask array or None)
-        What only this pass reads. These are copied if they are made of what the `first` are made of.
+        The arrays that only this pass reads. One is copied if it shares tasks with the `first`.
     seed : hashable
-        What tells this pass from others over the same arrays.
+        A value that distinguishes this pass from others over the same arrays.
 
     Returns
     -------
@@ -75,7 +75,7 @@ def _is_data(name: str, graph: Any) -> bool:
 
 
 def _copies(names: set[str], graph: Any, seed: Hashable) -> HighLevelGraph:
-    """The graph with copies of some of its layers, which refer to each other instead of to what they are copies of."""
+    """The graph with copies of some of its layers. The copies refer to each other instead of to the originals."""
     all_layers: Any = graph.layers
     keys = {key for name in names for key in all_layers[name].get_output_keys()}
     # Other layers than Blockwise may also have keys that nothing outside of them refers to.

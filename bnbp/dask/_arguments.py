@@ -20,9 +20,9 @@ Chunks = tuple[tuple[float, ...], ...]
 
 
 class Arguments(NamedTuple):
-    """What an operator was given."""
+    """The checked arguments of an operator."""
 
-    #: Operands by name: dask arrays with the chunks of `input`, or with those of its channels; or None.
+    #: Operands by name: dask arrays with the chunks of `input`, or with the chunks of its channels; or None.
     operands: dict[str, Any]
     #: The axis of the channels, not negative.
     axis: int
@@ -38,7 +38,7 @@ def arguments(op: str, operands: dict[str, Any], epsilon: float, channel_axis: i
     op : str
         The operator; a function of bnbp has this name after ``batch_norm_``.
     operands : dict
-        The tensors, and what has a value for each channel, by name; dask arrays and others.
+        The tensors, and the arrays with a value for each channel, by name; dask arrays and others.
     epsilon, channel_axis, **options
         As the operator takes them.
     """
@@ -91,7 +91,7 @@ def _axis_of(channel_axis: Any, rank: int) -> int | None:
 
 
 def _shape_of(operands: dict[str, Any], axis: int | None) -> tuple[int, ...]:
-    """The shape of `input`. What is not known of it is taken for 0, or for the number of channels that others have."""
+    """The shape of `input`. Unknown lengths become 0, or the number of channels that other operands have."""
     shape = [0 if math.isnan(length) else int(length) for length in operands["input"].shape]
     if axis is not None and math.isnan(operands["input"].shape[axis]):
         vectors = [value for name, value in operands.items() if name not in TENSORS and value is not None]
@@ -140,7 +140,7 @@ def _tensor(name: str, value: Any, x: Any) -> Any:
 
 
 def _known(chunks: Chunks, shape: tuple[int, ...]) -> Chunks:
-    """The chunks, with the only chunk along an axis as long as that."""
+    """The chunks, where a single chunk along an axis gets the length of the axis."""
     return tuple(sizes if len(sizes) > 1 else (length,) for sizes, length in zip(chunks, shape, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""What tasks run: each function works on one chunk, or on what such functions returned.
+"""The functions that tasks run. Each works on one chunk, or on the results of such functions.
 
 A chunk without channels, which the operators do not take, has None in place of its sums.
 """
@@ -89,7 +89,7 @@ def _in_order(input: Array) -> Array:
 
 
 def merge(parts: Any, axis: Any = None, keepdims: bool = True) -> Any:
-    """What some chunks' results come to: nested lists of them, in the order of the chunks."""
+    """Merge the results of some chunks, which are nested lists in the order of the chunks."""
     first, *rest = list(_flat(parts)) or [None]
     if not rest:
         return first
@@ -102,7 +102,7 @@ def merge(parts: Any, axis: Any = None, keepdims: bool = True) -> Any:
 
 
 def whole(parts: Any, axis: Any = None, keepdims: bool = True) -> Any:
-    """The same, with all the chunks, and rounded."""
+    """Merge the results of all chunks, and round."""
     merged = merge(parts)
     if isinstance(merged, Sums):
         return merged._replace(values=_round(merged.values))
@@ -110,7 +110,7 @@ def whole(parts: Any, axis: Any = None, keepdims: bool = True) -> Any:
 
 
 def itself(part: Any, axis: Any = None, keepdims: bool = True) -> Any:
-    """What a reduction begins with."""
+    """The first step of a reduction, which changes nothing."""
     return part
 
 
@@ -206,7 +206,7 @@ def deltas(
     addend: bool,
     **options: Any,
 ) -> Any:
-    """Gradients of a chunk's elements: those that are named; one of them alone, or a tuple."""
+    """The named gradients of a chunk's elements: a tuple, or a single array if there is one name."""
     if not input.shape[axis]:
         nothing = tuple(np.empty(input.shape, input.dtype) for _ in names)
         return nothing[0] if len(names) == 1 else nothing

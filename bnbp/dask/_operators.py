@@ -1,4 +1,6 @@
-"""The operators on dask arrays: what each promises, and the graph that it makes."""
+"""The operators on dask arrays: what each promises, and the graph that it builds."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -48,7 +50,7 @@ def batch_norm_training(
     Parameters
     ----------
     input : dask array, float16, bfloat16, float32 or float64, shape (N, C, ...)
-        The batch, in chunks of any shape; also along the channels, and of unknown size.
+        The batch, in chunks of any shape. The channels may be in chunks too, and sizes may be unknown.
     gamma, beta : dask array or array_like, shape (C,), type of `input` or, if that has 16 bits, float32; or None
         As in :func:`bnbp.batch_norm_training`.
     epsilon, activation, channel_axis
@@ -58,42 +60,45 @@ def batch_norm_training(
     reproducible : bool, default True
         Whether the results are bit-for-bit identical however whole samples are spread over chunks.
     recompute : bool, default True
-        Whether the second pass computes the chunks of `input` again, rather than keep all of them from the first one.
+        Whether the second pass computes the chunks of `input` again, instead of keeping all of them from the first
+        pass.
     num_threads : int or None, default 1
-        Threads of one task. Dask runs as many tasks at once as it has threads, so each has a CPU already. None is what
-        :func:`bnbp.batch_norm_training` does by default.
+        Threads of one task. Dask runs as many tasks at once as it has threads, so each task has a CPU already. None
+        stands for the default of :func:`bnbp.batch_norm_training`.
 
     Returns
     -------
     BatchNormTrainingResult
         Named tuple of dask arrays: ``normalized``, with the chunks of `input`, and ``batch_mean`` and
-        ``batch_variance``, with those of its channels.
+        ``batch_variance``, with the chunks of its channels.
 
     Raises
     ------
     TypeError
-        If `input` is no dask array, or for the reasons of :func:`bnbp.batch_norm_training`. All that is known of the
-        arguments is checked before anything is computed.
+        If `input` is not a dask array, or as :func:`bnbp.batch_norm_training`. All that is known of the arguments is
+        checked before anything is computed.
     ValueError
-        If chunks do not fit and their sizes are unknown, or likewise.
+        If chunks do not fit and their sizes are unknown, or as :func:`bnbp.batch_norm_training`.
 
     Notes
     -----
-    A task for each chunk takes its statistics. A tree of tasks merges them in the order of the chunks, and a task for
-    each chunk normalises it. So every chunk is needed twice. With `recompute`, the tasks that make it run twice: a
-    chunk of a zarr array is read twice, and no more chunks are in memory than are worked on. What has been persisted is
-    not computed again, and not copied. Without `recompute`, Dask keeps all the chunks of `input` from the first pass to
-    the second one. That is right for an `input` that fits in memory and takes long to compute. In a chain of batch
-    norms, each computes all those before it again, but for their statistics: persist or store the results in between.
+    A task for each chunk computes its statistics. A tree of tasks merges them in the order of the chunks, and a task
+    for each chunk normalises it. So every chunk is needed twice.
 
-    A sample is an index of the batch axis: axis 0, or 1 if the channels are on axis 0. With `reproducible`, each sample
-    is summed in an order that its shape alone decides, and the samples' sums are collected exactly: see
-    :mod:`bnbp.exact`. Chunks along the channels change no bits either if the channels are on axis 0 or 1. If axes lie
-    between the batch and the channels, as in channels-last, they do. Chunks that divide samples keep the promised
+    With `recompute`, the tasks that make a chunk run twice. A chunk of a zarr array is read twice, and memory holds no
+    more chunks than are worked on. Persisted arrays are not computed again, and not copied. Without `recompute`, Dask
+    keeps all the chunks of `input` from the first pass to the second one. That is right for an `input` that fits in
+    memory and takes long to compute. In a chain of batch norms, each batch norm computes all earlier ones again, except
+    for their statistics. Persist or store the results in between.
+
+    A sample is an index of the batch axis: axis 0, or axis 1 if the channels are on axis 0. With `reproducible`, each
+    sample is summed in an order that depends on its shape alone, and the samples' sums are added exactly: see
+    :mod:`bnbp.exact`. Chunks along the channels do not change the bits either, if the channels are on axis 0 or 1. They
+    do if axes lie between the batch and the channels, as in channels-last. Chunks that divide samples keep the promised
     accuracy, but not the bits. Without `reproducible`, the same chunks give the same bits on any scheduler.
 
-    With `reproducible`, a chunk whose axes are in another order in memory than in its shape, such as one of a
-    transposed array, is copied for the sums. Pass ``channel_axis=-1`` rather than a transposed array.
+    With `reproducible`, a chunk is copied for the sums if its axes are in another order in memory than in its shape, as
+    in a transposed array. Pass ``channel_axis=-1`` rather than a transposed array.
 
     The tasks that make `input` must give the same values each time they run, as Dask expects of all tasks.
 
@@ -164,14 +169,14 @@ def batch_norm_training_backprop(
     epsilon, activation, addend, channel_axis, output_mask
         As in :func:`bnbp.batch_norm_training_backprop`.
     reproducible, recompute, num_threads
-        As in :func:`batch_norm_training`. Here `recompute` is of all the tensors.
+        As in :func:`batch_norm_training`. Here `recompute` applies to all tensors.
 
     Returns
     -------
     BatchNormTrainingBackpropResult
         Named tuple of dask arrays: ``input_delta``, with the chunks of `input`, and ``gamma_delta`` and ``beta_delta``,
-        with those of its channels. With `addend` it is a BatchNormTrainingBackpropAddendResult, which has
-        ``addend_delta`` too, with the chunks of `input`. What `output_mask` leaves out is None.
+        with the chunks of its channels. With `addend` it is a BatchNormTrainingBackpropAddendResult, which has
+        ``addend_delta`` too, with the chunks of `input`. Outputs that `output_mask` leaves out are None.
 
     Raises
     ------
@@ -180,8 +185,8 @@ def batch_norm_training_backprop(
 
     Notes
     -----
-    Any part of ``input_delta`` needs the sums over its channels in all chunks. Beside these, a slice of it computes no
-    more than the chunks that it touches.
+    Any part of ``input_delta`` needs the sums over its channels in all chunks. Apart from these sums, a slice of
+    ``input_delta`` computes only the chunks that it touches.
 
     Examples
     --------
@@ -247,7 +252,7 @@ def batch_norm_inference(
     Returns
     -------
     dask array
-        ``normalized``: shape, type and chunks of `input`. A chunk needs the same chunk of `input` alone.
+        ``normalized``: shape, type and chunks of `input`. A chunk needs only the same chunk of `input`.
 
     Raises
     ------
@@ -299,7 +304,8 @@ def batch_norm_inference_backprop(
     Returns
     -------
     BatchNormTrainingBackpropResult
-        As :func:`batch_norm_training_backprop`. A chunk of ``input_delta`` needs the same chunks of the tensors alone.
+        As in :func:`batch_norm_training_backprop`. A chunk of ``input_delta`` needs only the same chunks of the
+        tensors.
 
     Raises
     ------
@@ -383,7 +389,7 @@ def _backprop(
 
 
 class _Passes:
-    """Where each pass of a call takes its tensors from."""
+    """The source of the tensors for each pass of a call."""
 
     def __init__(self, args: Arguments, recompute: bool) -> None:
         self._names = [getattr(value, "name", None) for value in args.operands.values()]

@@ -1,4 +1,4 @@
-/* What the boundary needs of the process and Cython has no words for: exceptions, the CPU, operators, signals, forks.
+/* What the boundary needs of the process and Cython has no words for: the CPU, operators, signals, forks.
 
    For boundary.pyx alone, after Python.h. */
 #ifndef BNBP_BOUNDARY_H
@@ -6,9 +6,7 @@
 
 #include "bnbp/batch_norm.hpp"
 
-#include <exception>
 #include <initializer_list>
-#include <new>
 
 #include <string.h>
 
@@ -19,24 +17,6 @@
 #if defined(__APPLE__)
 #include <sys/sysctl.h>
 #endif
-
-// The C++ exception in flight becomes the Python exception of the same meaning.
-static void raise_python() {
-    try {
-        throw;
-    } catch (const bnbp::TypeError& error) {
-        PyErr_SetString(PyExc_TypeError, error.what());
-    } catch (const bnbp::ValueError& error) {
-        PyErr_SetString(PyExc_ValueError, error.what());
-    } catch (const std::bad_alloc&) {
-        PyErr_NoMemory();
-    } catch (const bnbp::Interrupted& error) { // the signal's handler has raised its exception
-        if (!PyErr_Occurred())
-            PyErr_SetString(PyExc_RuntimeError, error.what());
-    } catch (const std::exception& error) {
-        PyErr_SetString(PyExc_RuntimeError, error.what());
-    }
-}
 
 // Whether this CPU, and its operating system, can run code of a level of the x86-64 psABI.
 static int cpu_supports(const char* level) {

@@ -9,6 +9,7 @@ rule: `type(value) is float` spares what `epsilon_of` does for anything else.
 """
 
 import operator
+import sys
 import threading
 from itertools import islice
 
@@ -44,8 +45,11 @@ cdef extern from "Python.h":
     long long PyLong_AsLongLongAndOverflow(object value, int* overflow) except? -1
 
 
+cdef extern from "bnbp/python.hpp" namespace "bnbp":
+    void set_python_error()
+
+
 cdef extern from "boundary.h" nogil:
-    void raise_python()
     int cpu_supports(const char* level)
     Py_ssize_t l2_cache_size()
     const Signature* signature_of(const char* name)
@@ -79,7 +83,7 @@ cdef extern from "bnbp/batch_norm.hpp" namespace "bnbp" nogil:
         relu
         relu6
 
-    void set_kernels(bnbp_kernels* table) except +raise_python
+    void set_kernels(bnbp_kernels* table) except +set_python_error
 
 
 cdef extern from "bnbp/detail/call.hpp" namespace "bnbp::detail" nogil:
@@ -99,18 +103,18 @@ cdef extern from "bnbp/detail/call.hpp" namespace "bnbp::detail" nogil:
         Activation activation
         cbool addend
         int64_t* exact
-        void set_epsilon(double value) except +raise_python
-        void set_count(int64_t value) except +raise_python
+        void set_epsilon(double value) except +set_python_error
+        void set_count(int64_t value) except +set_python_error
 
     cppclass Call:
         Attributes attributes
-        void check_inputs(const View* inputs, Py_ssize_t count) except +raise_python
+        void check_inputs(const View* inputs, Py_ssize_t count) except +set_python_error
         int64_t channels()
         Py_ssize_t output_count()
         cbool is_tensor(Py_ssize_t k)
         ElementType output_type(Py_ssize_t k)
-        void check_outputs(const View* outputs, Py_ssize_t count) except +raise_python
-        void run(const bnbp_kernels* kernels, int num_threads) except +raise_python
+        void check_outputs(const View* outputs, Py_ssize_t count) except +set_python_error
+        void run(const bnbp_kernels* kernels, int num_threads) except +set_python_error
 
 
 cdef extern from "exact.h" namespace "bnbp::exact" nogil:
@@ -284,7 +288,8 @@ cdef double epsilon_of(epsilon) except? -1:
     try:
         return epsilon
     except Exception as error:
-        raise ValueError(f"epsilon: expected a finite number >= 0, got {text_of(epsilon)}") from unexpected(error)
+        raise (TypeError if type(error) is TypeError else ValueError)(
+            f"epsilon: expected a finite number >= 0, got {text_of(epsilon)}") from unexpected(error)
 
 
 cdef Activation activation_of(activation) except *:
@@ -410,6 +415,7 @@ cpdef list arrays_of(tuple names, list values):
 cdef object array_of(str name, value):
     """An array of anything that has a buffer, `__array__` or `__dlpack__`, or is a list of numbers."""
     cdef bint dlpack
+    refuse_mask(name, value, "use .filled(value), which says what stands for the masked elements")
     try:
         dlpack = hasattr(value, "__dlpack__")
         device = CPU
@@ -431,6 +437,13 @@ cdef object array_of(str name, value):
         raise TypeError(f"{name}: expected an array, got {type(value).__name__}: {text_of(error, str)}") from error
     raise TypeError(f"{name}: expected a tensor in the CPU's memory, got {type(value).__name__} on "
                     f"{DEVICES.get(device, f'device type {text_of(device)}')}; copy it to the CPU first")
+
+
+cdef int refuse_mask(str name, value, str remedy) except -1:
+    """Refuse a masked array, of which NumPy would make one without its mask. Until it is imported, there are none."""
+    if issubclass(type(value), getattr(sys.modules.get("numpy.ma"), "MaskedArray", ())):
+        raise TypeError(f"{name}: expected an array without a mask, got {type(value).__name__}; {remedy}")
+    return 0
 
 
 # Of DLPack's device types: memory that the CPU reads, its own and that of CUDA's and ROCm's hosts and managed memory.
@@ -566,6 +579,8 @@ cdef int hold_outputs(Operands& operands, out, Py_ssize_t count) except -1:
             continue
         if not is_array(array) and not issubclass(type(<object> array), ndarray):
             raise TypeError(f"out[{k}]: expected a NumPy array or None, got {type(<object> array).__name__}")
+        if not is_array(array):
+            refuse_mask(f"out[{k}]", <object> array, "use .data, the array behind the mask")
         operands.hold_result(k, array)
     return 0
 

@@ -3,15 +3,15 @@
 >>> import bnbp.jax
 >>> normalized, batch_mean, batch_variance = bnbp.jax.batch_norm_training(x, gamma, beta)  # doctest: +SKIP
 
-The way of a call, a file for each step:
+The files follow the steps of a call:
 
-- ``_functions.py`` has the operators: their promises, and the checks, when a function is traced;
-- ``_gradients.py`` says how JAX differentiates them, and where which code runs;
-- ``_synchronised.py`` puts the parts of a batch together that lie on several devices;
+- ``_functions.py`` has the operators, their promises, and the checks that run when a function is traced;
+- ``_gradients.py`` says how JAX differentiates them, and which code runs on which device;
+- ``_synchronised.py`` puts together the parts of a batch on several devices;
 - ``_calls.py`` registers the handlers, and calls them;
 - ``_formulas.py`` has the operators in ``jax.numpy``, for other devices and second derivatives;
 - ``handlers.cc`` is what XLA calls: its buffers on one side, bnbp's C++ operators on the other;
-- ``ffi.h`` is XLA's stable C interface, as far as it is used, and ``merge.h`` merges statistics.
+- ``ffi.h`` declares the part of XLA's stable C interface that is used, and ``merge.h`` merges statistics.
 """
 
 try:

@@ -24,7 +24,7 @@ class Options(NamedTuple):
     epsilon: float
     channel_axis: int
     activation: str | None = None
-    #: Whether there is an addend; its gradient is wanted then.
+    #: Whether there is an addend. Its gradient is then an output.
     addend: bool = False
     axis_name: Hashable = None
 
@@ -59,14 +59,14 @@ def call(
     count: int = -1,
     wanted: int = -1,
 ) -> Any:
-    """Call a handler: with the operands that are not None, for the outputs that have a bit in `wanted`."""
+    """Call a handler with the operands that are not None, for the outputs that have a bit in `wanted`."""
     given = alike(*(operand for operand in operands if operand is not None))
     mark = _mark(given[0])
     present = sum(1 << k for k, operand in enumerate(operands) if operand is not None)
     function = jax.ffi.ffi_call(
         f"bnbp.{operator}",
         [Shape(each.shape, each.dtype, **mark) for each in results],
-        # No aliases of operands and results: XLA copies an operand of those that was not donated.
+        # No aliases of operands and results: XLA would copy every operand that was not donated.
         vmap_method="sequential",
     )
     return function(
@@ -82,17 +82,17 @@ def call(
 
 
 def alike(*arrays: Any) -> tuple[Any, ...]:
-    """Arrays, or None, all marked as different on every device on which one of them is.
+    """Mark all arrays as different along every mesh axis along which one of them differs. None stays None.
 
-    It is what `jax.shard_map` checks: a foreign function's operands must have the same mark. The gradient of an array
-    that is marked here is added up over the devices.
+    `jax.shard_map` checks that a foreign function's operands have the same mark. The gradient of an array that is
+    marked here is added up over the devices.
     """
     axes: frozenset[Any] = frozenset().union(*(_axes(each) for each in arrays if each is not None))
     return tuple(each if each is None else _vary(each, axes - _axes(each)) for each in arrays)
 
 
 def _mark(array: Any) -> dict[str, Any]:
-    """The mark, as the result of a foreign function is told of it; nothing where there is none."""
+    """The mark, as arguments for the result of a foreign function; nothing if there is no mark."""
     kind = jax.typeof(array)
     if hasattr(kind, "vma"):  # before JAX 0.10
         return {"vma": kind.vma}

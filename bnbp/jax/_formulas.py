@@ -1,4 +1,4 @@
-"""The operators in ``jax.numpy``: what runs on other devices than CPUs, and what second derivatives are taken of.
+"""The operators in ``jax.numpy``, for other devices than CPUs and for second derivatives.
 
 Each function is the formula of the operator reference. Sums are in float32, or in float64 for float64 tensors.
 """
@@ -14,7 +14,7 @@ __all__ = ["batch_statistics", "inference", "inference_backprop", "inv_std", "tr
 
 
 def training(options: Options, input: Any, gamma: Any, beta: Any, addend: Any) -> tuple[Any, Any, Any]:
-    """Normalise with the batch's own statistics, those of all devices along `axis_name`."""
+    """Normalise with the batch's own statistics, over all devices along `axis_name`."""
     mean, variance = batch_statistics(options, input)
     dtype = _parameter_type(input, gamma, beta)
     normalized = inference(options, input, gamma, beta, mean, variance, addend)
@@ -60,7 +60,7 @@ def training_backprop(
     normalized_delta: Any,
     normalized: Any,
 ) -> tuple[Any, Any, Any, Any]:
-    """The gradient through the statistics of all devices; those of gamma and beta are of this device's part."""
+    """The gradient through the statistics of all devices. Gradients of gamma and beta are for this device's part."""
     delta, x_hat, scale = _factors(options, input, gamma, beta, mean, variance, normalized_delta, normalized)
     count = input.size // max(input.shape[options.channel_axis], 1)
     own = _sums(options, delta, x_hat)
@@ -110,7 +110,7 @@ def _factors(
     normalized_delta: Any,
     normalized: Any,
 ) -> tuple[Any, Any, Any]:
-    """What gradients are made of: the masked delta, the normalised input, and gamma over the standard deviation."""
+    """The factors of the gradients: the masked delta, the normalised input, and gamma / standard deviation."""
     delta = _masked(options, input, gamma, beta, mean, variance, normalized_delta, normalized)
     own = inv_std(options, variance)
     x_hat = (wide(input) - _along(options, input, mean)) * _along(options, input, own)
@@ -123,7 +123,7 @@ def _sums(options: Options, delta: Any, x_hat: Any) -> tuple[Any, Any]:
 
 
 def _results(options: Options, results: tuple[Any, Any, Any, Any], input: Any, mean: Any) -> tuple[Any, Any, Any, Any]:
-    """The gradients in the types that they are given back in."""
+    """The gradients in the types in which they are returned."""
     input_delta, gamma_delta, beta_delta, addend_delta = results
     return (
         input_delta.astype(input.dtype),

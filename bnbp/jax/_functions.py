@@ -1,4 +1,6 @@
-"""The operators: what each promises, and the checks, which come when a function is traced."""
+"""The operators: what each promises, and the checks, which run when a function is traced."""
+
+from __future__ import annotations
 
 from collections.abc import Hashable
 from functools import partial
@@ -47,13 +49,13 @@ def batch_norm_training(
     gamma, beta : array, shape (C,), type of `input` or, if that has 16 bits, float32; or None
         Scale and shift of each channel. None stands for ones and zeros. Both have one type, the parameters' type.
     epsilon : float, default 1e-5
-        Added to the variance before the square root; finite and not negative. It and what follows, but for `addend`,
-        are constants of the compiled program.
+        Added to the variance before the square root; finite and not negative. `epsilon` and the options after it,
+        except `addend`, are constants of the compiled program.
     channel_axis : int, default 1
-        The axis of the channels; negative values count from the end. -1 is channels-last.
+        The axis of the channels; negative values count from the end. Pass -1 for channels-last.
     axis_name : hashable or tuple of hashables, optional
         The mapped axis, of ``jax.shard_map``, ``jax.pmap`` or ``jax.vmap``, over which the batch is spread. Each device
-        has a part of the same shape, and mean and variance are those of the whole batch.
+        has a part of the same shape, and mean and variance are computed from the whole batch.
     activation : {None, "relu", "relu6"}, default None
         What is applied to the result. NaN stays NaN.
     addend : array, shape and type of `input`, optional
@@ -70,7 +72,7 @@ def batch_norm_training(
     TypeError
         If an argument is not an array, an element type is not accepted, or the types of two do not match.
     ValueError
-        If a shape, `epsilon`, `activation` or `channel_axis` is not acceptable. All checks come when the function is
+        If a shape, `epsilon`, `activation` or `channel_axis` is not acceptable. All checks run when the function is
         traced.
 
     See Also
@@ -80,12 +82,14 @@ def batch_norm_training(
     Notes
     -----
     The function works under ``jit``, ``grad``, ``vmap``, ``checkpoint`` and in ``scan``. All three results may be
-    differentiated, also twice, in reverse mode. With `axis_name` the gradient is that of the same formula written with
-    ``jax.lax.pmean``: `input` gets the gradient through the statistics of the whole batch; `gamma` and `beta` get that
-    of the device's own part, which ``jax.shard_map`` adds up over the devices where they are the same on all, and
-    which under ``jax.pmap`` is left to ``jax.lax.psum``.
+    differentiated, also twice, in reverse mode.
 
-    On another device than a CPU the formula runs in ``jax.numpy``.
+    With `axis_name`, the gradient is the gradient of the same formula written with ``jax.lax.pmean``. `input` gets the
+    gradient through the statistics of the whole batch. `gamma` and `beta` get the gradient of the device's own part.
+    ``jax.shard_map`` adds these up over the devices where `gamma` and `beta` are the same on all. Under ``jax.pmap``,
+    add them up with ``jax.lax.psum``.
+
+    On other devices than CPUs, the formula runs in ``jax.numpy``.
 
     Examples
     --------
@@ -118,15 +122,15 @@ def batch_norm_training_backprop(
     normalized: jax.Array | None = None,
     addend: bool = False,
 ) -> GradientResult:
-    r"""Gradient of :func:`batch_norm_training`, for those who write their backward pass themselves.
+    r"""Gradient of :func:`batch_norm_training`, for a backward pass that you write yourself.
 
     Parameters
     ----------
     input : array, float16, bfloat16, float32 or float64, shape (N, C, ...)
         What :func:`batch_norm_training` was given.
     gamma, beta : array, shape (C,), type of `input` or, if that has 16 bits, float32; or None
-        Scale and shift of each channel. None stands for ones and zeros. Only where an activation is flat depends on
-        `beta`.
+        Scale and shift of each channel. None stands for ones and zeros. `beta` only influences where an activation is
+        flat.
     mean, variance : array, shape (C,), the parameters' type
         The batch's own mean and biased variance, as :func:`batch_norm_training` returned them.
     normalized_delta : array, shape and type of `input`
@@ -134,13 +138,13 @@ def batch_norm_training_backprop(
     epsilon : float, default 1e-5
         As in the forward operator; finite and not negative.
     channel_axis : int, default 1
-        The axis of the channels; negative values count from the end. -1 is channels-last.
+        The axis of the channels; negative values count from the end. Pass -1 for channels-last.
     axis_name : hashable or tuple of hashables, optional
         As in the forward operator.
     activation : {None, "relu", "relu6"}, default None
         What the forward operator applied.
     normalized : array, shape and type of `input`, optional
-        The forward operator's output. With an activation and an addend, it must be given.
+        The forward operator's output. It is required with both an activation and an addend.
     addend : bool, default False
         Whether the forward operator had an addend. Its gradient, ``addend_delta``, is then the fourth output.
 
@@ -149,8 +153,8 @@ def batch_norm_training_backprop(
     BatchNormTrainingBackpropResult
         Named tuple of ``input_delta`` (shape and type of `input`), ``gamma_delta`` and ``beta_delta`` (shape (C,), the
         parameters' type). With `addend` it is a BatchNormTrainingBackpropAddendResult, which has ``addend_delta`` too.
-        With `axis_name`, ``gamma_delta`` and ``beta_delta`` are those of the device's own part; their sum over the
-        devices, as by ``jax.lax.psum``, is the whole batch's.
+        With `axis_name`, ``gamma_delta`` and ``beta_delta`` are the gradients of the device's own part. Their sums over
+        the devices, as by ``jax.lax.psum``, are the gradients of the whole batch.
 
     Raises
     ------
@@ -190,7 +194,7 @@ def batch_norm_inference(
     activation: Activation | None = None,
     addend: jax.Array | None = None,
 ) -> jax.Array:
-    r"""Normalise each channel with a mean and a variance that are given, such as running averages: in JAX.
+    r"""Normalise each channel with a given mean and variance, such as running averages: in JAX.
 
     Parameters
     ----------
@@ -199,7 +203,7 @@ def batch_norm_inference(
     gamma, beta : array, shape (C,), type of `input` or, if that has 16 bits, float32; or None
         Scale and shift of each channel. None stands for ones and zeros.
     mean, variance : array, shape (C,), the type of `gamma` and `beta`
-        What to normalise with.
+        The mean and variance to normalise with.
     epsilon, channel_axis, activation, addend
         As in :func:`batch_norm_training`.
 
@@ -215,7 +219,7 @@ def batch_norm_inference(
 
     Notes
     -----
-    Every array may be differentiated, `mean` and `variance` too, and twice.
+    The result can be differentiated with respect to every array, `mean` and `variance` too, and twice.
 
     Examples
     --------
@@ -253,7 +257,7 @@ def batch_norm_inference_backprop(
     Returns
     -------
     BatchNormTrainingBackpropResult
-        As that of :func:`batch_norm_training_backprop`.
+        As in :func:`batch_norm_training_backprop`.
 
     Raises
     ------
@@ -300,7 +304,7 @@ def _options(
     return Options(epsilon, max(-(2**31), min(channel_axis, 2**31 - 1)), activation, addend, axis_name)
 
 
-# Each is compiled on its own where no jit is round it, and part of the caller's program where there is one.
+# Outside of jit, each is compiled on its own. Inside, it is part of the caller's program.
 _compiled = partial(jax.jit, static_argnames=("options",), inline=True)
 
 

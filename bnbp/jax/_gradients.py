@@ -1,7 +1,7 @@
 """The operators with their derivatives: bnbp's code on CPUs, JAX's own formula on other devices.
 
-Each is a function with a rule of its own for reverse differentiation. The rule of a gradient is that of its formula, so
-that a second derivative is right, if not fast.
+Each is a function with its own rule for reverse differentiation. The rule of a gradient differentiates its formula, so
+a second derivative is right, but not fast.
 """
 
 from functools import partial
@@ -73,7 +73,7 @@ def training_backprop(
     normalized_delta: Any,
     normalized: Any,
 ) -> tuple[Any, ...]:
-    """The gradient; the addend's is None where it is `normalized_delta` itself."""
+    """The gradients. The addend's is None if it is `normalized_delta` itself."""
     here = partial(_backprop, "batch_norm_training_backprop", options)
     if options.axis_name is not None:
         here = partial(_synchronised.training_backprop, options)
@@ -133,14 +133,14 @@ def inference_backprop(
     normalized_delta: Any,
     normalized: Any,
 ) -> tuple[Any, ...]:
-    """The gradient with constant statistics; the addend's is None where it is `normalized_delta` itself."""
+    """The gradients with constant statistics. The addend's is None if it is `normalized_delta` itself."""
     here = partial(_backprop, "batch_norm_inference_backprop", options)
     operands = input, gamma, beta, mean, variance, normalized_delta, normalized
     return _placed(here, partial(_formulas.inference_backprop, options), *operands)  # type: ignore[no-any-return]
 
 
 def _second(gradient: Any, formula: Any) -> tuple[Any, Any]:
-    """The rule of a gradient: that of its formula."""
+    """The rule of a gradient, which differentiates its formula."""
 
     def forward(options: Options, *operands: Any) -> Any:
         return gradient(options, *operands), operands
@@ -156,7 +156,7 @@ inference_backprop.defvjp(*_second(inference_backprop, _formulas.inference_backp
 
 
 def _placed(here: Any, formula: Any, *operands: Any) -> Any:
-    """Bnbp's code on CPUs, the formula elsewhere; which, is known when the program is compiled."""
+    """Run bnbp's code on CPUs and the formula elsewhere. The choice is made when the program is compiled."""
     return jax.lax.platform_dependent(*operands, cpu=here, default=formula)
 
 
@@ -180,5 +180,5 @@ def _dense(delta: Any) -> Any:
 
 
 def _values(*primals: Any) -> tuple[Any, ...]:
-    """What `symbolic_zeros` has wrapped."""
+    """The values that `symbolic_zeros` has wrapped."""
     return tuple(None if each is None else each.value for each in primals)

@@ -1,9 +1,9 @@
-"""A batch whose parts lie on the devices along a mapped axis, put together by the operators' halves.
+"""The operators on a batch in parts, which are on the devices along a mapped axis.
 
-Two collectives, one each way, exchange two numbers of each channel and device. They are float64 and travel as bytes,
-for JAX has no float64 unless it is told to. What arrives is merged in the order of the devices, and rounded once: mean,
-variance and sums are as right as those of a whole batch, and the same on every device, bit for bit. The mean that is
-subtracted is the rounded one.
+Each device computes the operators' halves. Two collectives, one in the forward pass and one in the gradient, exchange
+two numbers for each channel and device. The numbers are float64, and travel as bytes, because JAX has no float64 unless
+it is told to. Each device merges them in the order of the devices, and rounds once. So mean, variance and sums are as
+right as for a whole batch, and are bit-for-bit identical on every device. The rounded mean is subtracted.
 """
 
 import math
@@ -40,7 +40,7 @@ def training_backprop(
     normalized_delta: Any,
     normalized: Any,
 ) -> tuple[Any, ...]:
-    """The gradient of this device's part, and of gamma and beta what this part adds to it."""
+    """The gradient of this device's part, and what this part adds to the gradients of gamma and beta."""
     operands = input, mean, normalized_delta, gamma, beta, variance, normalized
     (own,) = call("batch_norm_training_backprop_reduce", options, operands, [_pair(options, input)])
     count = _count(options, input) * jax.lax.psum(1, options.axis_name)
@@ -71,9 +71,10 @@ def _pair(options: Options, input: Any) -> Shape:
 
 
 def _gathered(options: Options, own: Any) -> Any:
-    """What each device has, in their order: each adds zeros but in its own place.
+    """The numbers of each device, in order. Each device adds zeros, except in its own place.
 
-    A sum and no `all_gather`, for then every JAX knows that the result is the same on all devices.
+    This is a sum instead of an `all_gather`, so that every version of JAX knows that the result is the same on all
+    devices.
     """
     size = jax.lax.psum(1, options.axis_name)
     places = jnp.arange(size).reshape(size, 1, 1, 1)

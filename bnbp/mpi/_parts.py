@@ -1,8 +1,8 @@
-"""What a rank contributes, as bytes, and what the contributions of all ranks make together.
+"""The contribution of a rank, as bytes, and the merged contributions of all ranks.
 
-There are two ways, and here is the one place that knows of them. The exact one sums up each sample and puts the
-samples' sums together without an error, so that the whole does not depend on who had which sample. The plain one takes
-the operators' halves: a rounded number for each rank, merged in the order of the ranks.
+There are two ways, and only this file knows of both. The exact way sums up each sample and adds the samples' sums
+without an error, so that the whole does not depend on which rank had which sample. The plain way uses the operators'
+halves: a rounded number for each rank, merged in the order of the ranks.
 """
 
 from typing import Any

@@ -3,14 +3,14 @@
 >>> import bnbp.torch
 >>> model = bnbp.torch.convert(model)  # doctest: +SKIP
 
-The way of a call, a file for each step:
+The files follow the steps of a call:
 
 - ``_convert.py`` replaces the batch norms of a model, and fuses them with the additions and ReLUs that follow;
-- ``_modules.py`` has the modules, and ``_sync.py`` the one for several processes;
+- ``_modules.py`` has the modules, and ``_sync.py`` has the module for several processes;
 - ``_functional.py`` is `batch_norm`, which decides whether a call runs here or in PyTorch;
 - ``_library.py`` has the operators in PyTorch's dispatcher, and ``_gradients.py`` their gradients;
 - ``kernels.cc`` is what the dispatcher calls: PyTorch's tensors on one side, bnbp's C++ operators on the other;
-- ``shim.h`` is PyTorch's stable C interface, as far as it is used.
+- ``shim.h`` declares the part of PyTorch's stable C interface that is used.
 """
 
 try:

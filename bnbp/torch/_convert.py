@@ -1,15 +1,15 @@
-"""`convert`: bnbp's batch norms in place of a model's own, each fused with what follows it.
+"""`convert`: replaces a model's batch norms with bnbp's, and fuses each with what follows it.
 
-A batch norm gets another class, and stays the same object. Nor does fusion remove or change a module, so that all
-children can be reached, hooked and called by themselves. Instead, the module whose `forward` calls a batch norm and
-then a ReLU gets a `_FusedForward`, which makes one call of the two. That is generated from a graph of ``torch.fx``.
-Three things can make such a graph wrong, and each has its guard:
+A batch norm gets another class, and stays the same object. Fusion does not remove or change a module either, so all
+children can still be reached, hooked and called by themselves. Instead, the module whose `forward` calls a batch norm
+and then a ReLU gets a `_FusedForward`, which makes one call of the two. Its code is generated from a graph of
+``torch.fx``. Three things can make such a graph wrong, and each has its guard:
 
 - `forward` depends on something that changes later: `_Plan.fits` compares it at each call;
 - `forward` does something beside calling modules and PyTorch's functions: `_Watch` refuses it;
 - a tensor is changed in place between the steps that become one: `_may_be_later` refuses it.
 
-Where a guard is in doubt, the module's own `forward` runs.
+If a guard is in doubt, the module's own `forward` runs.
 """
 
 import copy
@@ -52,7 +52,7 @@ _OURS = tuple(_SWAPS.values())
 
 
 def convert(module: Model, *, fuse: bool = True, report: bool = False) -> Model:
-    """Give the batch norms of a model to bnbp, and fuse each with the addition and the ReLU that follow it.
+    """Replace the batch norms of a model with bnbp's, and fuse each with the addition and the ReLU that follow it.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def convert(module: Model, *, fuse: bool = True, report: bool = False) -> Model:
         The model, or a batch norm itself. It is changed in place.
     fuse : bool, default True
         Whether a batch norm, an addition and a ReLU become one call where the data flow shows that nothing else uses
-        what lies between them. Otherwise only the batch norms are replaced.
+        the values in between. Otherwise only the batch norms are replaced.
     report : bool, default False
         Whether to print what was done, a line for each batch norm.
 
@@ -71,24 +71,24 @@ def convert(module: Model, *, fuse: bool = True, report: bool = False) -> Model:
 
     Notes
     -----
-    Every ``torch.nn.BatchNorm1d``, ``2d``, ``3d`` and ``SyncBatchNorm``, and the lazy ones, become bnbp's. They stay
-    the same objects: parameters, buffers, hooks, the state dict and the references of optimisers are untouched.
-    Subclasses of them, parametrised batch norms and scripted modules stay what they are.
+    Every ``torch.nn.BatchNorm1d``, ``2d``, ``3d`` and ``SyncBatchNorm``, and every lazy one, becomes a module of bnbp.
+    It stays the same object: its parameters, buffers and hooks, the state dict and the references of optimisers do not
+    change. Subclasses of these classes, parametrised batch norms and scripted modules are not replaced.
 
-    Fused are ``bn -> relu``, ``bn -> relu6`` and ``bn -> add -> relu``, in a ``Sequential`` and in modules whose
-    `forward` can be traced by ``torch.fx``. The ReLU may be a module, a function or a method, in place or not; the
+    ``bn -> relu``, ``bn -> relu6`` and ``bn -> add -> relu`` are fused, in a ``Sequential`` and in modules whose
+    `forward` can be traced by ``torch.fx``. The ReLU may be a module, a function or a method, in place or not. The
     addition may be an operator, a function or a method. All children stay, and compute the same when they are called by
-    themselves. A module's own `forward` runs, without the fusion, where
+    themselves. A module's own `forward` runs, without the fusion, if
 
     - `forward` cannot be traced, or does more than to call modules and PyTorch's functions;
     - an attribute that `forward` reads, or a child, is not what it was when the model was converted;
-    - the batch norm or the ReLU has a hook, or there is one for all modules;
-    - an argument is not a tensor, or one that may be left out is given.
+    - the batch norm or the ReLU has a hook, or there is a hook for all modules;
+    - an argument is not a tensor, or an optional argument is given.
 
-    So hooks may be set before or after the conversion. A model that has been changed, or was loaded as a whole by
-    ``torch.load``, is fused anew by another call. A shallow copy of a module is to be converted by itself. Compile a
-    model after the conversion. No other thread may use a module while `convert` runs, for ``torch.fx`` replaces methods
-    of ``torch.nn.Module``.
+    So you may set hooks before or after the conversion. To fuse a model that has been changed, or was loaded as a whole
+    by ``torch.load``, call `convert` again. Convert a shallow copy of a module by itself. Compile a model after you
+    convert it. No other thread may use a module while `convert` runs, because ``torch.fx`` replaces methods of
+    ``torch.nn.Module``.
 
     Examples
     --------
@@ -125,7 +125,7 @@ def _table(rows: list[tuple[str, type, type, str]]) -> str:
 
 
 def _full_name(kind: type) -> str:
-    """As the user imports it."""
+    """The name under which users import it."""
     for package, name in ((nn, "torch.nn"), (_modules, "bnbp.torch"), (_sync, "bnbp.torch")):
         if getattr(package, kind.__name__, None) is kind:
             return f"{name}.{kind.__name__}"
@@ -136,28 +136,28 @@ def _full_name(kind: type) -> str:
 
 
 class _Absent:
-    """Stands for an attribute that is not there; a class, of which there are no copies."""
+    """Stands for a missing attribute. It is a class, so it is never copied."""
 
 
 class _Plan:
-    """A forward pass with fused calls, and the state of the modules in which it is right."""
+    """A forward pass with fused calls, and the state of the modules for which it is right."""
 
     def __init__(self, compute: Callable[..., Any], parameters: list[str]) -> None:
         self.compute = compute
         self.parameters = parameters
-        #: What must be as it was: the children of modules, and attributes of modules. None stands for the module whose
-        #: plan it is, which would not be freed at once if it referred to itself.
+        #: Children and attributes of modules that must not have changed. None stands for the module that has the plan.
+        #: A reference to itself would keep it from being freed at once.
         self.children: list[tuple[nn.Module | None, list[tuple[str, nn.Module | None]]]] = []
         self.attributes: list[tuple[nn.Module | None, str, Any]] = []
-        #: What must have no hooks: the batch norms and the ReLUs that are one call.
+        #: The batch norms and ReLUs that became one call. They must have no hooks.
         self.unhooked: list[nn.Module] = []
-        #: Whether it is another one in training than in evaluation.
+        #: Whether training and evaluation have different plans.
         self.depends_on_mode = True
-        #: What the report tells of each batch norm.
+        #: The report's note on each batch norm.
         self.notes: dict[nn.Module, str] = {}
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
-        """The tensors of a call in their order, or None if it is not a call of just the required parameters."""
+        """The tensors of a call in order, or None if the call does not have exactly the required parameters."""
         if len(args) + len(kwargs) != len(self.parameters):
             return None
         for name in self.parameters[len(args) :]:
@@ -170,7 +170,7 @@ class _Plan:
         return args
 
     def fits(self, module: nn.Module) -> bool:
-        """Whether everything is as it was, and nothing that is no longer computed is looked at."""
+        """Whether nothing has changed, and no hook looks at values that are no longer computed."""
         for owner, children in self.children:
             if [*(module if owner is None else owner)._modules.items()] != children:
                 return False
@@ -185,7 +185,7 @@ class _Plan:
 
 
 class _FusedForward:
-    """The `forward` of a module, fused where it may be. It is an attribute of the module, and copied with it."""
+    """The `forward` of a module, fused where possible. It is an attribute of the module, and is copied with it."""
 
     def __init__(self, module: nn.Module, plans: dict[bool, _Plan]) -> None:
         self.reference = weakref.ref(module)
@@ -209,7 +209,7 @@ class _FusedForward:
         return forward(module, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        """What is asked of a method, such as its code, is that of the module's own `forward`."""
+        """Attributes of a method, such as its code, are taken from the module's own `forward`."""
         return getattr(self.forward.__get__(self.module()), name)
 
     @property
@@ -220,7 +220,7 @@ class _FusedForward:
         return _FusedForward(copy.deepcopy(self.module(), memo), copy.deepcopy(self.plans, memo))
 
     def __reduce__(self) -> Any:
-        """Without the plans: the classes may be others when a model is loaded."""
+        """Leave out the plans, because the classes may have changed when the model is loaded."""
         return _FusedForward, (self.module(), {})
 
 
@@ -228,7 +228,7 @@ class _FusedForward:
 
 
 def _fuse_all(modules: Iterable[nn.Module]) -> dict[nn.Module, str]:
-    """Fuse what the modules call, and tell of each batch norm with what, or why with nothing."""
+    """Fuse the calls of the modules, and note for each batch norm what it was fused with, or why with nothing."""
     fused: dict[nn.Module, str] = {}
     reasons: dict[nn.Module, str] = {}
     for module in modules:
@@ -311,7 +311,7 @@ def _plan(module: nn.Module) -> _Plan:
 
 
 def _compiled(graph: Graph, name: str) -> Callable[..., Any]:
-    """The function whose graph it is."""
+    """The function that computes a graph."""
     for node in graph.nodes:
         node.type = None  # an annotation may be anything
     code = graph.python_code("self")
@@ -324,7 +324,7 @@ def _compiled(graph: Graph, name: str) -> Callable[..., Any]:
 
 
 class _RefusedError(Exception):
-    """Why a `forward` is not replaced: a sentence, of which `forward` is the subject."""
+    """Why a `forward` is not replaced: a sentence with `forward` as its subject."""
 
 
 def _add_in_place(value: Any, other: Any) -> Any:
@@ -333,7 +333,7 @@ def _add_in_place(value: Any, other: Any) -> Any:
 
 
 class _Proxy(Proxy):
-    """Stands for a tensor in a trace. That of ``torch.fx`` takes ``+=`` for ``+``, and so for the others."""
+    """Stands for a tensor in a trace. The proxy of ``torch.fx`` itself takes ``+=`` for ``+``, and so on."""
 
     def __getattr__(self, name: str) -> Attribute:
         return _Attribute(self, name)
@@ -353,7 +353,7 @@ class _Attribute(_Proxy, Attribute):
 
 
 class _Tracer(Tracer):
-    """Traces one module: what it calls are single steps."""
+    """Traces one module. Each call that the module makes is a single step."""
 
     proxy_buffer_attributes = True
 
@@ -389,20 +389,20 @@ _CONSTANTS = (
     *(bool, int, float, complex, str, bytes, type(None), type(...), enum.Enum),
     *(torch.dtype, torch.device, torch.memory_format, torch.layout),
 )
-#: What gives the same for a tensor and for what stands for it in a trace, or an error for the latter.
+#: Functions with the same result for a tensor and for its proxy in a trace, or with an error for the proxy.
 _PURE: frozenset[Any] = frozenset(
     (
         *(abs, all, any, dict, enumerate, filter, getattr, iter, len, list, map, max, min, next, OrderedDict, range),
         *(reversed, set, slice, sorted, sum, super, tuple, zip),
     )
 )
-#: Where an attribute is found that `_Watch` does not know.
+#: Attributes that `_Watch` cannot compare.
 _UNKNOWN = frozenset(["__class__", "__dict__", *nn.Module().__dict__]) - {"training", "_modules"}
-#: Where functions give way to what stands for a tensor.
+#: Modules whose functions give way to a proxy.
 _TRACERS = (__name__, "torch.nn.functional", "torch.functional", "torch._jit_internal")
-#: Whose functions may depend on anything, and change it, if they are not known here.
+#: Packages whose functions may depend on anything and change it, unless they are known here.
 _WITH_EFFECTS = frozenset(["torch", *sys.stdlib_module_names])
-#: The methods of modules and containers that only look.
+#: Methods of modules and containers that change nothing.
 _LOOKS = frozenset(["__contains__", "__getattr__", "__getitem__", "__iter__", "__len__", "_get_abs_string_index"])
 _LOOKS |= {"_get_item_by_idx", "children", "forward", "items", "keys", "named_children", "values"}
 
@@ -415,12 +415,12 @@ def _is_constant(value: Any) -> bool:
 
 @functools.cache
 def _dispatching() -> frozenset[Any]:
-    """The functions of PyTorch that give way to what stands for a tensor, and one that says that this is no script."""
+    """The functions of PyTorch that give way to a proxy, and the one that tells whether this is a script."""
     return frozenset((*torch.overrides.get_testing_overrides(), torch.relu_, F.hardswish, torch.jit.is_scripting))  # type: ignore[attr-defined]
 
 
 def _may_be_used(value: Any) -> bool:
-    """Whether `forward` may use what cannot be compared later: it stays, and has no effects or is watched."""
+    """Whether `forward` may use a value that cannot be compared later. It must not change or have unwatched effects."""
     if isinstance(value, type):
         return value in _PURE or issubclass(value, (nn.Module, BaseException, enum.Enum))
     if isinstance(value, (BuiltinFunctionType, FunctionType)) and (value in _PURE or value in _dispatching()):
@@ -436,8 +436,9 @@ def _may_be_used(value: Any) -> bool:
 class _Watch:
     """While it is entered, refuses every function that `forward` calls if a trace of it would not be right later.
 
-    That is one which does more than to compute, or which depends on what `_Plan` cannot compare. A function is looked
-    at when it begins, so that nothing is changed. Called functions are found by Python's hook for profilers.
+    It refuses a function that does more than compute, or that depends on something that `_Plan` cannot compare. It
+    looks at a function when it begins, so that nothing is changed. Python's hook for profilers finds the functions that
+    are called.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -458,7 +459,7 @@ class _Watch:
         sys.setprofile(self.before)
 
     def attributes(self) -> Iterator[tuple[nn.Module, str, Any]]:
-        """What the functions may have read, apart from the children."""
+        """The attributes that the functions may have read, apart from the children."""
         for name in self.names - {"forward"}:
             for module in self.holders.get(name, ()):
                 yield module, name, module.__dict__[name]
@@ -540,7 +541,7 @@ _ADDITIONS = {operator.add: False, torch.add: False, "add": False, _add_in_place
 
 
 def _fuse_graph(graph: Graph, module: nn.Module) -> list[tuple[list[nn.Module], str]]:
-    """Make one call of each batch norm and what follows it; gives the modules that are one, and with what they are."""
+    """Make one call of each batch norm and what follows it. Return the modules of each call, and the report's note."""
     calls = []
     for relu in list(graph.nodes):
         activation = _RELUS.get(_kind(relu, module))
@@ -607,7 +608,7 @@ def _norm_of(addition: Node, module: nn.Module) -> Node | None:
 def _may_be_later(norm: Node, between: list[Node], module: nn.Module) -> bool:
     """Whether a batch norm gives the same after some other steps.
 
-    These must not change its input, which nothing can if nothing else has that, nor use its statistics.
+    These steps must not change its input, nor use its statistics. Nothing can change the input if nothing else has it.
     """
     if any(node.op == "get_attr" and str(node.target).startswith(f"{norm.target}.") for node in norm.graph.nodes):
         return False
@@ -633,7 +634,7 @@ def _gives_new_memory(node: Node, module: nn.Module) -> bool:
 def _normalise_add_activate(
     norm: nn.Module, input: Tensor, addend: Any, activation: Activation, in_place: bool
 ) -> Tensor:
-    """One call in a fused `forward`; three where the addend is no tensor, or the addition may not change the type."""
+    """One call in a fused `forward`; three if the addend is not a tensor, or if the addition must keep the type."""
     if isinstance(addend, Tensor) and (not in_place or (addend.dtype, addend.shape) == (input.dtype, input.shape)):
         return norm(input, addend, activation=activation)  # type: ignore[no-any-return]
     result = norm(input)

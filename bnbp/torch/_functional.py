@@ -33,18 +33,18 @@ def batch_norm(
     activation: Activation | None = None,
     addend: Tensor | None = None,
 ) -> Tensor:
-    r"""Normalise each channel: ``torch.nn.functional.batch_norm``, with what often follows it.
+    r"""Normalise each channel as ``torch.nn.functional.batch_norm`` does, with an optional addition and activation.
 
     Computes ``activation(batch_norm(input) + addend)``. The first eight parameters, the result, its memory format and
-    the errors are those of PyTorch's function.
+    the errors are the same as in PyTorch's function.
 
     Parameters
     ----------
     input : Tensor, shape (N, C, ...)
         The batch.
     running_mean, running_var : Tensor, shape (C,), or None
-        With `training`, they are updated with the batch's mean and unbiased variance, if they are given. Without, the
-        batch is normalised with them.
+        With `training`, they are updated with the batch's mean and unbiased variance, if they are given. Without
+        `training`, the batch is normalised with them.
     weight, bias : Tensor, shape (C,), or None
         Scale and shift of each channel; None stands for ones and zeros.
     training : bool, default False
@@ -70,8 +70,8 @@ def batch_norm(
 
     Notes
     -----
-    Strided CPU tensors of float16, bfloat16, float32 and float64 are computed by bnbp, in any memory layout and without
-    a copy, on ``torch.get_num_threads()`` threads. The formulas are those of :func:`bnbp.batch_norm_training`,
+    bnbp computes strided CPU tensors of float16, bfloat16, float32 and float64, in any memory layout and without a
+    copy, on ``torch.get_num_threads()`` threads. The formulas are given with :func:`bnbp.batch_norm_training`,
     :func:`bnbp.batch_norm_inference` and their gradients. Everything else runs PyTorch's own code: other devices and
     layouts, empty batches, subclasses of `Tensor` that take over its functions or wrap other tensors, forward-mode
     derivatives, running statistics that ``torch.func`` transforms, ``torch.jit.trace``, statistics and parameters of
@@ -122,7 +122,7 @@ def batch_norm(
 def runs_here(
     input: Tensor, vectors: tuple[Tensor | None, ...], addend: Tensor | None, training: bool, eps: float
 ) -> bool:
-    """Whether bnbp computes a call; what it does not, and what is wrong, is PyTorch's.
+    """Whether bnbp computes a call. PyTorch computes the others, and raises the errors.
 
     `vectors` are the parameters, and then the running mean and variance.
     """

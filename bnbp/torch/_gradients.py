@@ -1,10 +1,10 @@
 r"""The gradients of the operators in PyTorch's dispatcher, and the gradients of these.
 
-A forward operator's gradient is its own backprop operator. The gradient of a backprop operator, which is the second
-derivative of a batch norm, is made of PyTorch's operators here. Each function has the formulas that it computes. There,
-:math:`g` is ``normalized_delta`` where the activation is not flat, :math:`r = 1 / \sqrt{\sigma^2 + \epsilon}`,
-:math:`\hat x = (x - \mu) r`, and :math:`A, B, D, E` are the gradients with respect to ``input_delta``, ``gamma_delta``,
-``beta_delta`` and ``addend_delta``.
+A forward operator's gradient is its own backprop operator. The gradient of a backprop operator is the second derivative
+of a batch norm. It is composed of PyTorch's operators here. The docstring of each function has the formulas that it
+computes. In these, :math:`g` is ``normalized_delta`` where the activation is not flat and 0 elsewhere, :math:`r = 1 /
+\sqrt{\sigma^2 + \epsilon}`, :math:`\hat x = (x - \mu) r`, and :math:`A, B, D, E` are the gradients with respect to
+``input_delta``, ``gamma_delta``, ``beta_delta`` and ``addend_delta``.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def _set_up_inference(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _set_up(ctx: Any, tensors: Any, addend: Any, epsilon: float, activation: str | None, normalized: Any) -> None:
-    """Keep what the gradient needs. The output is needed only where it cannot be computed again."""
+    """Keep the tensors that the gradient needs. It needs the output only if it cannot compute it again."""
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, normalized if activation is not None and addend is not None else None)
     ctx.epsilon, ctx.activation, ctx.addend = epsilon, activation, addend is not None
@@ -70,7 +70,7 @@ def _training(ctx: Any, delta: Tensor | None, *_: Any) -> Gradients:
 
 
 def _inference(ctx: Any, delta: Tensor | None) -> Gradients:
-    r"""Of mean and variance too, where they are asked for.
+    r"""The gradients of a normalisation with given statistics, also of mean and variance if they are wanted.
 
     :math:`\partial\mu = -\gamma r \, \mathtt{beta\_delta}` and :math:`\partial\sigma^2 = -\frac12 \gamma r^2 \,
     \mathtt{gamma\_delta}`.
@@ -103,7 +103,7 @@ def _inference(ctx: Any, delta: Tensor | None) -> Gradients:
 
 
 class _Terms:
-    """The tensors of a backprop operator, and what its gradients are made of; in float32 where the data has 16 bits."""
+    """The tensors of a backprop operator, and the terms of its gradients; in float32 if the data has 16 bits."""
 
     def __init__(self, ctx: Any, names: str) -> None:
         ctx_tensors = dict(zip(names.split(), ctx.saved_tensors, strict=True))
@@ -172,12 +172,12 @@ def _set_up_backprop(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _given(*gradients: Tensor | None) -> Any:
-    """None for a gradient that is not there, or is that of an output that was left out."""
+    """None for a gradient that is missing, or that belongs to an output that was left out."""
     return (None if each is None or each.numel() == 0 else each for each in gradients)
 
 
 def _training_backprop(ctx: Any, *gradients: Tensor | None) -> Gradients:
-    r"""Through mean and variance, which are the batch's own, and so have no gradients themselves.
+    r"""The gradient through mean and variance. These are the batch's own, so they have no gradients themselves.
 
     With :math:`P(v) = v - \overline{v} - \hat x \, \overline{v \hat x}` over the :math:`m` elements of a channel,
 
@@ -219,7 +219,7 @@ def _training_backprop(ctx: Any, *gradients: Tensor | None) -> Gradients:
 
 
 def _with_sums(t: _Terms, dg: Tensor, D: Tensor | None, E: Tensor | None) -> Tensor:
-    """What the outputs that are :math:`g` itself, or its sum, add to its gradient."""
+    """Add the gradients of the outputs that are :math:`g` itself, or its sum."""
     if D is not None:
         dg = dg + t.vector(D)
     if E is not None:
@@ -375,12 +375,13 @@ def _apply(ctx: Any, *gradients: Tensor | None) -> Gradients:
     return t.gradients(ctx, inputs, 14)
 
 
-# ---------------------------------------------------------------- the way of a call
+# ---------------------------------------------------------------- how an operator is called
 
-# `torch.library` leads each call through Python where it passes autograd, with a gradient or without, and is unknown to
-# the transforms of `torch.func`. Its way is taken where PyTorch traces. Elsewhere a call that needs no gradient goes
-# below autograd. One that does goes to a function of `torch.autograd`: to that of the transforms if there is one at
-# work, for PyTorch binds the arguments of such a function by its signature, which takes longer than all the rest.
+# An operator of `torch.library` runs Python code when it passes autograd, with a gradient or without. The transforms of
+# `torch.func` do not know it. It is called in this way only while PyTorch traces. Otherwise a call without a gradient
+# goes below autograd, and a call with one goes to a function of `torch.autograd`. There are two of these functions. The
+# one for the transforms is used only while one is at work: PyTorch binds its arguments by its signature, which takes
+# longer than all the rest.
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _needs_gradient = torch._C._any_requires_grad
@@ -405,7 +406,7 @@ def call(name: str, *arguments: Any) -> Any:
 
 
 def _register(name: str, backward: Callable[..., Any], set_up: Callable[..., None]) -> None:
-    """Give an operator its gradient, on each of the ways."""
+    """Give an operator its gradient, for each way of calling it."""
     operator = getattr(operators, name).default
 
     def compute(*arguments: Any) -> Any:

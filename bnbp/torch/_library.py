@@ -1,4 +1,4 @@
-"""The operators in PyTorch's dispatcher, ``torch.ops.bnbp``: schemas, the compiled kernels, and what each returns.
+"""The operators in PyTorch's dispatcher, ``torch.ops.bnbp``: schemas, compiled kernels, and types of the results.
 
 A schema has the operator's tensors, in the order of its reference page, and then its attributes. Where ``output_mask``
 leaves an output out, or there is no addend, an empty tensor of shape (0,) stands in its place.
@@ -56,7 +56,7 @@ operators = torch.ops.bnbp
 
 
 def _tensor(input: Tensor, forward: bool = False) -> Tensor:
-    """In the memory format that PyTorch gives its results, as in kernels.cc."""
+    """A result in the memory format that PyTorch would choose, as in kernels.cc."""
     if forward and input.is_contiguous():
         return torch.empty_like(input, memory_format=torch.contiguous_format)
     return torch.empty_like(input, memory_format=torch._prims_common.suggest_memory_format(input))
@@ -126,7 +126,7 @@ _TENSORS = ("input", "normalized_delta", "addend", "normalized")
 
 
 def _batched(operator: Any) -> Callable[..., Any]:
-    """The rule of `torch.vmap`: channels have nothing to do with each other, so B batches of C are one of B C."""
+    """The rule of `torch.vmap`: channels are independent, so B batches of C channels are one batch of B C channels."""
     names = [argument.name for argument in operator._schema.arguments]
 
     def rule(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> Any:

@@ -20,9 +20,9 @@ __all__ = [
 
 
 class Activated(torch.nn.modules.batchnorm._BatchNorm):
-    """What all modules share: the activation, and the count of batches."""
+    """The base class of all modules: the activation, and the count of batches."""
 
-    #: What follows the normalisation: None, "relu" or "relu6".
+    #: The activation after the normalisation: None, "relu" or "relu6".
     activation: Activation | None = None
 
     @staticmethod
@@ -33,7 +33,8 @@ class Activated(torch.nn.modules.batchnorm._BatchNorm):
     def _statistics(self) -> tuple[Tensor | None, Tensor | None, bool, float]:
         """Count the batch.
 
-        Returns the running statistics, whether the batch's own are used, and the weight of these in the running ones.
+        Returns the running statistics, whether to normalise with the batch's own, and the weight of the batch in the
+        running statistics.
         """
         factor = 0.0 if self.momentum is None else self.momentum
         tracks = self.training and self.track_running_stats
@@ -52,7 +53,7 @@ class Activated(torch.nn.modules.batchnorm._BatchNorm):
 
 
 class _BatchNorm(Activated):
-    """What the modules for one process share."""
+    """The base class of the modules for one process."""
 
     def __init__(
         self,
@@ -99,14 +100,15 @@ def _documented(rank: str) -> str:
     Parameters
     ----------
     num_features, eps, momentum, affine, track_running_stats, device, dtype, bias
-        As those of ``torch.nn.BatchNorm{rank}``.
+        As in ``torch.nn.BatchNorm{rank}``.
     activation : {{None, "relu", "relu6"}}, default None
         What is applied to the result.
 
     Notes
     -----
-    ``forward(input, addend=None)`` adds a tensor of the shape of `input` before the activation. The state dict is that
-    of ``torch.nn.BatchNorm{rank}``. What :func:`bnbp.torch.batch_norm` does not compute runs PyTorch's own code.
+    ``forward(input, addend=None)`` adds a tensor of the shape of `input` before the activation. The state dict is the
+    same as that of ``torch.nn.BatchNorm{rank}``. PyTorch's own code runs what :func:`bnbp.torch.batch_norm` does not
+    compute.
     """
 
 

@@ -1,8 +1,8 @@
 """`SyncBatchNorm`: batch norm over the processes of ``torch.distributed``, for CPU tensors.
 
-The operators' halves do the work of a process, and two collectives put the parts together: one gathers the statistics,
-the other one the gradient's sums. What is gathered are exact sums, see `bnbp.exact`, or numbers, C x 3 and C x 2, that
-are merged in the order of the ranks; a reduction by the backend would have an order of its own.
+Each process computes the operators' halves on its own part. Two collectives put the parts together: one gathers the
+statistics, and the other gathers the gradient's sums. The parts are exact sums, see `bnbp.exact`, or numbers, C x 3 and
+C x 2. Numbers are merged in the order of the ranks, because a reduction by the backend would have an order of its own.
 """
 
 from typing import Any
@@ -22,30 +22,30 @@ __all__ = ["SyncBatchNorm"]
 
 
 class SyncBatchNorm(Activated):
-    """``torch.nn.SyncBatchNorm`` that computes CPU tensors by bnbp, with an activation.
+    """``torch.nn.SyncBatchNorm`` for CPU tensors, computed by bnbp, with an activation.
 
     Parameters
     ----------
     num_features, eps, momentum, affine, track_running_stats, process_group, device, dtype, bias
-        As those of ``torch.nn.SyncBatchNorm``.
+        As in ``torch.nn.SyncBatchNorm``.
     activation : {None, "relu", "relu6"}, default None
         What is applied to the result.
     reproducible : bool, default True
-        Statistics and gradients have the same bits however the samples are distributed over processes, as long as each
-        process has whole samples, in the same memory format. Without it they follow the order of the ranks, and equal
-        runs have equal bits.
+        Whether statistics and gradients have the same bits however the samples are distributed over processes, as long
+        as each process has whole samples, in the same memory format. Otherwise the parts are merged in the order of the
+        ranks, and equal runs have equal bits.
 
     Notes
     -----
-    In training, mean and variance are those of the batches of all processes of the group. These may be of different
-    sizes, and empty. ``forward(input, addend=None)`` adds a tensor of the shape of `input` before the activation. As in
-    PyTorch's module, the gradients of weight and bias are those of the process's own batch:
-    ``DistributedDataParallel`` adds them up, in an order of its own. A second derivative is an error.
+    In training, mean and variance are computed from the batches of all processes of the group. These may be of
+    different sizes, and empty. ``forward(input, addend=None)`` adds a tensor of the shape of `input` before the
+    activation. As in PyTorch's module, the gradients of weight and bias are for the process's own batch.
+    ``DistributedDataParallel`` adds them up, in an order of its own. A second derivative raises an error.
 
     Outside training, in a process that is not in the group, and if ``torch.distributed`` is not initialised, this is
-    :func:`bnbp.torch.batch_norm`. Addends of another shape or type than `input` are added by
-    PyTorch. Tensors on another device run PyTorch's own code. The class is no subclass of ``torch.nn.SyncBatchNorm``,
-    for ``DistributedDataParallel`` refuses those on a CPU. The state dict is the same.
+    :func:`bnbp.torch.batch_norm`. PyTorch adds addends of another shape or type than `input`. Tensors on another device
+    run PyTorch's own code. The class is not a subclass of ``torch.nn.SyncBatchNorm``, because
+    ``DistributedDataParallel`` refuses instances of that class on a CPU. The state dict is the same.
 
     Examples
     --------
@@ -126,9 +126,9 @@ class SyncBatchNorm(Activated):
         module : torch.nn.Module
             The model, or a batch norm itself; also one of bnbp's, whose activation is kept.
         process_group : optional
-            The processes to synchronise with; all, if left out.
+            The processes to synchronise with; by default all.
         reproducible : bool, default True
-            As that of the class.
+            As in the class.
 
         Returns
         -------
@@ -237,7 +237,7 @@ class _Synchronised(torch.autograd.Function):
 
 
 def _statistics(input: Tensor, group: Any) -> BatchNormStatistics:
-    """Those of the whole batch, merged in the order of the ranks."""
+    """The statistics of the whole batch, merged in the order of the ranks."""
     mean, m2 = call("batch_norm_training_statistics", input)
     parts = _gather(torch.stack([torch.full_like(mean, input.numel() // input.shape[1]), mean, m2]), group)
     return merge_statistics(
@@ -252,7 +252,7 @@ def _exact_statistics(input: Tensor, group: Any) -> BatchNormStatistics:
 
 
 def _sums(group: Any, *arguments: Any) -> tuple[Any, Any]:
-    """The gradient's sums of the own batch, and those of the whole batch, added in the order of the ranks."""
+    """The gradient's sums over the own batch, and over the whole batch, added in the order of the ranks."""
     own = call("batch_norm_training_backprop_reduce", *arguments)
     whole = _gather(torch.stack(own), group)
     for part in whole[1:]:
@@ -279,7 +279,7 @@ def _tensors(sums: BatchNormTrainingBackpropSums) -> tuple[Tensor, ...]:
 
 
 def _gather_bytes(data: bytes, channels: int, group: Any) -> list[bytes]:
-    """What each process has, of any length: in one collective unless there is more of it than usual."""
+    """The bytes of each process, of any length. One collective is enough unless they are longer than usual."""
     room = 8 + (128 + 72 * channels + 7) // 8 * 8
     while True:
         part = torch.zeros(room, dtype=torch.uint8)
@@ -293,7 +293,7 @@ def _gather_bytes(data: bytes, channels: int, group: Any) -> list[bytes]:
 
 
 def _gather(part: Tensor, group: Any) -> list[Tensor]:
-    """What each process has, in the order of the ranks."""
+    """The tensor of each process, in the order of the ranks."""
     parts = [torch.empty_like(part) for _ in range(distributed.get_world_size(group))]
     distributed.all_gather(parts, part, group=group)
     return parts

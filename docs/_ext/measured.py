@@ -1,4 +1,4 @@
-"""Tables and plots of what ``bnbp bench --json`` and ``bnbp train-bench --json`` have saved.
+"""Tables of what ``bnbp bench --json`` and ``bnbp train-bench --json`` have saved, and figures in the text.
 
 They are made while the pages are built: measure again, replace the file.
 
@@ -12,49 +12,50 @@ They are made while the pages are built: measure again, replace the file.
       :layout: nchw
       :threads: 2
 
-   .. measured-plot:: cache.json
-      :threads: 2
-      :alt: What there is to see.
+   .. measured-summary::
+
+      network.json 2
+      cache.json 1
+
+   :measured:`torch / bnbp in network.json, nchw, 2` times as long.
 
    .. measured-training:: training.json
       :threads: 2
 
    .. measured-losses:: training.json
       :threads: 2
-
-   .. measured-training-plot:: training.json
-      :threads: 2
-      :alt: What there is to see.
 """
 
-import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+import re
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
+from machines import EARLY, FOLDER, LIBRARIES, TITLES, cpu_of, load, machine_of, number, ratio, slower, threads_of
 from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxDirective
+from sphinx.util.docutils import SphinxDirective, SphinxRole
 
-from bnbp.cli.benchmark import plot, report
+from bnbp.cli.benchmark.points import fused_with
 from bnbp.cli.training import plot as training_plot
 from bnbp.cli.training import report as training_report
 from bnbp.cli.training.cases import CANDIDATES, CONVERTED, EAGER, OTHER_THREADS, Row
 from bnbp.cli.training.cases import TITLES as NETWORKS
 
-FOLDER = Path(__file__).parents[1] / "measured"
-TITLES = {
-    "floor": "floor",
-    "bnbp": "bnbp",
-    "bnbp fresh": "bnbp fresh",
-    "bnbp plain": "without the activation",
-    "torch": "PyTorch",
-    "torch.compile": "torch.compile",
-    "tensorflow": "TensorFlow",
-    "jax": "JAX",
-    "numpy": "NumPy",
+LAYOUTS = {"nchw": "channels first", "nhwc": "channels last"}
+OPERATORS = {
+    "training": "batch norm in training",
+    "training_backprop": "gradient of batch norm in training",
+    "inference": "batch norm in inference",
+    "inference_backprop": "gradient of batch norm in inference",
 }
+SETS = {
+    "network": "ResNet-50's batch norms, batch of 32",
+    "cache": "8,000 to 800,000 elements, in the caches",
+    "odd": "other shapes",
+    "small": "small calls",
+}
+SHORT_SETS = {"network": "ResNet-50", "cache": "in the caches"}
 
 
 class Measured(SphinxDirective):
@@ -71,18 +72,19 @@ class Measured(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         content = self.content_of_file()
-        scale, digits = (1e6, 1) if "microseconds" in self.options else (1e3, 2)
+        unit, scale, digits = ("µs", 1e6, 1) if "microseconds" in self.options else ("ms", 1e3, 2)
 
         def number(seconds: dict[str, dict[str, float]], name: str) -> str:
             return f"{seconds[name]['median'] * scale:.{digits}f}" if name in seconds else ""
 
-        rows = content["totals"] if "totals" in self.options else self.chosen(content["rows"])
+        totals = "totals" in self.options
+        rows = content["totals"] if totals else self.chosen(content["rows"])
         names = [name for name in TITLES if any(name in row["seconds"] for row in rows)]
         table = []
         for row in rows:
             seconds = row["seconds"]
-            if "totals" in self.options:
-                label = f"{row['operator']}, {row['layout']}, {row['threads']} thread{'s' * (row['threads'] > 1)}"
+            if totals:
+                label = f"{OPERATORS[row['operator']]}, {LAYOUTS[row['layout']]}, {threads_of(row['threads'])}"
                 bound = seconds["bound"]["median"]
             else:
                 times = f" ({row['point']['times']})" if row["point"]["times"] > 1 else ""
@@ -91,15 +93,33 @@ class Measured(SphinxDirective):
             ratio = f"{seconds['bnbp']['median'] / bound:.2f}"
             cells = [label, *(number(seconds, name) for name in names)]
             table.append([*cells, f"{bound * scale:.{digits}f}", ratio])
-        if "totals" not in self.options and content["settings"]["sets"] == ["network"]:
+        network = content["settings"]["sets"] == ["network"]
+        if network and not totals:
             table.append(self.sum(content["totals"], names, scale))
-        return [build(["", *(TITLES[name] for name in names), "floor that applies", "bnbp / floor"], table)]
+        first = "operator, layout, threads" if totals else "shape (how often)" if network else "shape"
+        heads = [f"{TITLES[name]}, {unit}" for name in names]
+        return [
+            build(
+                [first, *heads, f"floor that applies, {unit}", "bnbp / floor"], table, self.caption(content, "medians")
+            )
+        ]
 
     def content_of_file(self) -> dict[str, Any]:
-        path = FOLDER / self.arguments[0]
-        self.env.note_dependency(str(path))
-        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        return content
+        """What the file holds."""
+        for path in (FOLDER / self.arguments[0], EARLY):
+            self.env.note_dependency(str(path))
+        return load(self.arguments[0])
+
+    def caption(self, content: dict[str, Any], statistic: str) -> str:
+        """What was measured, and where."""
+        settings = content["settings"]
+        parts = [what_of(content)]
+        if "totals" not in self.options:
+            layout, threads = self.options.get("layout"), self.options.get("threads", settings["threads"][0])
+            parts += [LAYOUTS[layout]] if layout else []
+            parts.append(threads_of(threads))
+        parts += [types_of(content), f"{statistic} of {settings['rounds']} rounds"]
+        return f"{', '.join(parts)}. {machine_of(content)}."
 
     def chosen(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         def fits(row: dict[str, Any]) -> bool:
@@ -137,29 +157,55 @@ class MeasuredAgainst(Measured):
             table.append(["x".join(map(str, row["point"]["shape"])), *cells, ratio])
         mean = f"{total['geometric_means'][peer]['minimum']:.2f}"
         table.append(["geometric mean", *[""] * len(names), mean])
-        return [build(["", *(TITLES[name] for name in names), f"bnbp / {TITLES[peer]}"], table)]
+        heads = [f"{TITLES[name]}, µs" for name in names]
+        return [build(["shape", *heads, f"bnbp / {TITLES[peer]}"], table, self.caption(content, "minima"))]
 
 
-class MeasuredPlot(Measured):
-    """What ``bnbp bench --plot`` would have drawn of the rows."""
+class MeasuredSummary(SphinxDirective):
+    """How many times as long as bnbp the others take for the gradient: a line for each file, threads and layout."""
 
-    option_spec: ClassVar[dict[str, Any]] = {**Measured.option_spec, "alt": directives.unchanged_required}
+    has_content = True
 
     def run(self) -> list[nodes.Node]:
-        content = self.content_of_file()
-        rows = self.chosen(content["rows"])
-        chosen = [str(self.options[key]) for key in ("operator", "layout", "threads") if key in self.options]
-        heading = f"{content['environment']['cpu']}, {content['settings']['dtype']}"
-        return [self.image(chosen, lambda file: plot.draw(file, "svg", report.load({"rows": rows}), heading))]
+        table = []
+        for line in self.content:
+            name, threads = line.split()
+            self.env.note_dependency(str(FOLDER / name))
+            content = load(name)
+            for layout in LAYOUTS:
+                where = {"operator": "training_backprop", "layout": layout, "threads": int(threads)}
+                ratios = [ratio(content, peer, "bnbp", **where) for peer in LIBRARIES]
+                floor = ratio(content, "bnbp", "bound", **where)
+                cells = [number(each) if each else "" for each in (*ratios, floor)]
+                machine = f"{cpu_of(content)}, {threads_of(int(threads))}"
+                table.append([SHORT_SETS[content["settings"]["sets"][0]], LAYOUTS[layout], machine, *cells])
+        heads = ["tensors", "layout", "machine", *(f"{name} / bnbp" for name in LIBRARIES.values()), "bnbp / floor"]
+        return [build(heads, table, "Times of the gradient in float32, as ratios.", words=3)]
 
-    def image(self, chosen: list[str], draw: Callable[[BinaryIO], None]) -> nodes.image:
-        """An SVG file for what was chosen."""
-        name = "-".join([Path(self.arguments[0]).stem, *chosen])
-        path = Path(self.env.srcdir, "_build", "plots", f"{name}.svg")  # images must be below the pages
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            draw(file)
-        return nodes.image(uri=f"/{path.relative_to(self.env.srcdir).as_posix()}", alt=self.options["alt"])
+
+class MeasuredNumber(SphinxRole):
+    """A number of a file.
+
+    - ``torch / bnbp in network.json, nchw, 2`` is a ratio of times, the layout and the number of threads at the end.
+    - ``bnbp > torch in cache.json, nchw, 2`` is on how many shapes bnbp took longer, as "1 of 30".
+    """
+
+    PATTERN = re.compile(r"(.+) (/|>) (.+) in (\S+), (nchw|nhwc), (\d+)(?:, (\w+))?")
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        match = self.PATTERN.fullmatch(self.text)
+        if not match:
+            message = self.inliner.reporter.error(f"cannot read {self.text!r}", line=self.lineno)
+            return [self.inliner.problematic(self.rawtext, self.rawtext, message)], [message]
+        name, sign, other, file, layout, threads, operator = match.groups("training_backprop")
+        self.env.note_dependency(str(FOLDER / file))
+        where = {"operator": operator, "layout": layout, "threads": int(threads)}
+        if sign == ">":
+            return [nodes.Text("{} of {}".format(*slower(load(file), other, **where)))], []
+        value = ratio(load(file), name, other, **where)
+        if value is None:
+            raise ValueError(f"{file} has no time of {name} or of {other}")
+        return [nodes.Text(number(value))], []
 
 
 class MeasuredTraining(Measured):
@@ -177,8 +223,16 @@ class MeasuredTraining(Measured):
             batch = "x".join(map(str, row.shape))
             ratios = [f"{ratio:.2f}" if ratio else "" for ratio in (speedup and speedup[0], memory)]
             table.append([NETWORKS[row.network], batch, *times, *ratios])
-        heads = [training_plot.NAMES[name] for name in names]
-        return [build(["", "batch", *heads, "PyTorch / converted", "memory"], table)]
+        heads = [f"{training_plot.NAMES[name]}, ms" for name in names]
+        heads = ["network", "batch", *heads, "PyTorch / converted", "memory"]
+        return [build(heads, table, self.training_caption("minima"), words=2)]
+
+    def training_caption(self, statistic: str) -> str:
+        """What was measured, and where."""
+        content = self.content_of_file()
+        threads = threads_of(self.options.get("threads", content["settings"]["threads"][0]))
+        rounds = f", {statistic} of {content['settings']['rounds']} rounds" if statistic else ""
+        return f"Training steps, float32, {threads}{rounds}. {machine_of(content)}."
 
     def rows(self) -> list[Row]:
         return training_report.load({"rows": self.chosen(self.content_of_file()["rows"])})
@@ -195,27 +249,29 @@ class MeasuredLosses(MeasuredTraining):
                 losses = row.losses[EAGER]
                 numbers = [f"{losses[0]:.4f}", f"{losses[-1]:.4f}", *(f"{number:.1e}" for number in apart)]
                 table.append([NETWORKS[row.network], *numbers])
-        return [build(["", "first loss", "last loss", "converted", "other number of threads"], table)]
+        heads = ["network", "first loss", "last loss", "converted", "other number of threads"]
+        return [build(heads, table, self.training_caption(""))]
 
 
-class MeasuredTrainingPlot(MeasuredTraining, MeasuredPlot):
-    """What ``bnbp train-bench --plot`` would have drawn."""
-
-    option_spec: ClassVar[dict[str, Any]] = {
-        **MeasuredTraining.option_spec,
-        "alt": directives.unchanged_required,
-    }
-
-    def run(self) -> list[nodes.Node]:
-        heading, rows = self.content_of_file()["environment"]["cpu"], self.rows()
-        chosen = [str(self.options["threads"])] if "threads" in self.options else []
-        return [self.image(chosen, lambda file: training_plot.draw(file, "svg", rows, heading))]
+def what_of(content: dict[str, Any]) -> str:
+    """The shapes, and the operator if it is the only one."""
+    settings = content["settings"]
+    what = ", ".join(SETS[name] for name in settings["sets"])
+    fused = fused_with(settings.get("activation"), settings.get("addend", False))
+    [*others, operator] = settings["operators"]
+    return f"{what[0].upper()}{what[1:]}" + ("" if others else f": {OPERATORS[operator]}{fused}")
 
 
-def build(head: list[str], rows: list[list[str]]) -> nodes.table:
-    """A docutils table."""
+def types_of(content: dict[str, Any]) -> str:
+    """The type of the tensors."""
+    dtype: str = content["settings"]["dtype"]
+    return f"{dtype} with parameters in float32" if dtype.endswith("float16") else dtype
+
+
+def build(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str, words: int = 1) -> nodes.table:
+    """A docutils table whose first columns are words, and the rest numbers."""
     group = nodes.tgroup(cols=len(head))
-    group += [nodes.colspec(colwidth=3 if k == 0 else 1) for k in range(len(head))]
+    group += [nodes.colspec(colwidth=3 if k < words else 1) for k in range(len(head))]
     header, body = nodes.thead(), nodes.tbody()
     for part, lines in ((header, [head]), (body, rows)):
         for line in lines:
@@ -226,16 +282,16 @@ def build(head: list[str], rows: list[list[str]]) -> nodes.table:
                 row += entry
             part += row
     group += [header, body]
-    table = nodes.table(classes=["measured"])
-    table += group
+    table = nodes.table(classes=["measured", f"words-{words}"])
+    table += [nodes.title(text=caption), group]
     return table
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("measured", Measured)
     app.add_directive("measured-against", MeasuredAgainst)
-    app.add_directive("measured-plot", MeasuredPlot)
+    app.add_directive("measured-summary", MeasuredSummary)
     app.add_directive("measured-training", MeasuredTraining)
     app.add_directive("measured-losses", MeasuredLosses)
-    app.add_directive("measured-training-plot", MeasuredTrainingPlot)
+    app.add_role("measured", MeasuredNumber())
     return {"parallel_read_safe": True, "parallel_write_safe": True}

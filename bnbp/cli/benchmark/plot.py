@@ -1,8 +1,8 @@
 """The picture of a benchmark: ratios to the floor, or for the set of the caches time per element against size."""
 
 import statistics
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, BinaryIO, NamedTuple
 
 from .candidates import BNBP, FLOOR, FRESH, PLAIN
 from .measure import Row
@@ -19,9 +19,29 @@ COLOURS = {
     "numpy": "tab:gray",
 }
 COLOURS_OF_LINES = {**COLOURS, FLOOR: "black"}
+MARKERS = {  # colour is not the only thing that tells them apart
+    BNBP: "D",
+    FRESH: "d",
+    PLAIN: "P",
+    "torch": "o",
+    "torch.compile": "p",
+    "tensorflow": "s",
+    "jax": "^",
+    "numpy": "v",
+    FLOOR: ".",
+}
 NAMES = {BNBP: "bnbp, out=", PLAIN: "bnbp without activation, out=", FLOOR: "floor: a copy"}
 
 LAYOUT_NAMES = {"nchw": "channels first", "nhwc": "channels last"}
+
+
+class Kind(NamedTuple):
+    """What the panels of a plot show."""
+
+    draw: Callable[[Any, Sequence[Row]], dict[str, Any]]  #: on axes, some rows; returns what is drawn, by candidate
+    scale: Callable[[Any, Sequence[Row]], None]  #: makes axes fit rows, which may be those of several panels
+    x: str
+    y: str
 
 
 def draw(file: BinaryIO, file_format: str, rows: Sequence[Row], heading: str) -> None:
@@ -44,8 +64,20 @@ def draw(file: BinaryIO, file_format: str, rows: Sequence[Row], heading: str) ->
 
     threads = max(row.point.threads for row in rows)
     members = [row for row in rows if row.point.threads == threads]
+    kind, panels = kind_of(members), panels_of(members)
+    lines = list(dict.fromkeys(line for line, _ in panels))
+    columns = list(dict.fromkeys(column for _, column in panels))
     figure = Figure(layout="constrained")
-    drawn = (draw_times if all(row.point.in_cache for row in members) else draw_ratios)(figure, members)
+    figure.set_size_inches(2.2 + 4.6 * len(columns), 1.2 + height(members) * len(lines))
+    grid = figure.subplots(len(lines), len(columns), squeeze=False, sharex=True, sharey=kind is TIMES)
+    drawn: dict[str, Any] = {}
+    for (line, column), each in panels.items():
+        axes = grid[lines.index(line)][columns.index(column)]
+        drawn |= draw_panel(kind, axes, each, members)
+        axes.set_title(f"{line}, {column}", loc="left", fontsize="medium")
+        if line == lines[-1] or kind is TIMES:
+            axes.set_xlabel(kind.x)
+    figure.axes[0].set_ylabel(kind.y)
     figure.suptitle(f"{heading}, {threads_of(members[0].point)}", x=0.01, ha="left")
     known = [name for name in COLOURS_OF_LINES if name in drawn]
     labels = [NAMES.get(name, name) for name in known]
@@ -53,98 +85,105 @@ def draw(file: BinaryIO, file_format: str, rows: Sequence[Row], heading: str) ->
     figure.savefig(file, format=file_format, dpi=150)
 
 
-def draw_ratios(figure: Any, rows: Sequence[Row]) -> dict[str, Any]:
+def kind_of(rows: Iterable[Row]) -> Kind:
+    """What is to be shown of these rows."""
+    return TIMES if all(row.point.in_cache for row in rows) else RATIOS
+
+
+def panels_of(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+    """The rows of each panel, by operator and layout; of times, (N, C), which is both layouts, has its own."""
+    panels: dict[tuple[str, str], list[Row]] = {}
+    kind = kind_of(rows)
+    for row in rows:
+        flat = kind is TIMES and len(row.point.shape) == 2
+        layout = "(N, C)" if flat else LAYOUT_NAMES[row.point.layout]
+        panels.setdefault((row.point.operator, layout), []).append(row)
+    return panels
+
+
+def height(rows: Sequence[Row]) -> float:
+    """The height of a panel in inches, of those that these rows fill."""
+    return 3.6 if kind_of(rows) is TIMES else 0.9 + 0.3 * max(map(len, panels_of(rows).values()))
+
+
+def draw_panel(kind: Kind, axes: Any, rows: Sequence[Row], all_rows: Sequence[Row]) -> dict[str, Any]:
+    """Draw some rows on axes that have the scale of all, so that panels compare; return what is drawn."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
+    drawn = kind.draw(axes, rows)
+    kind.scale(axes, all_rows)
+    return drawn
+
+
+def draw_ratios(axes: Any, rows: Sequence[Row]) -> dict[str, Any]:
     """Draw the ratios to the floor as dots, a line of them for each shape; return what is drawn, by candidate."""
-    panels = _panels((row.point.operator, row.point.layout, row) for row in rows)
-    grid = _grid(figure, panels, (4.6, 0.9 + 0.3 * max(map(len, panels.values()))), sharex=True)
-    ratios: list[float] = [1]
-    seen = {}
-    for key, members in panels.items():
-        axes = grid[key]
-        names = [label(row.point.shape) for row in members]
-        for name, colour in COLOURS.items():
-            dots = [(row.seconds[name].over(row.bound)[1], y) for y, row in enumerate(members) if name in row.seconds]
-            if dots:
-                x, y = zip(*dots, strict=True)
-                ratios += x
-                seen[name] = axes.scatter(x, y, color=colour, s=28, zorder=3, marker="D" if name == BNBP else "o")
-        axes.axvline(1, color="black", linewidth=1)
-        axes.set_yticks(range(len(names)), names)
-        axes.set_ylim(len(names) - 0.5, -0.5)
-    for axes in grid.values():
-        axes.set_xscale("log")
-        _set_ticks(axes.xaxis, ratios)
-    for axes in figure.axes[-len({layout for _, layout in panels}) :]:
-        axes.set_xlabel("time / floor that applies (medians)")
-    return seen
+    names = [label(row.point.shape) for row in rows]
+    drawn = {}
+    for name, colour in COLOURS.items():
+        dots = [(row.seconds[name].over(row.bound)[1], y) for y, row in enumerate(rows) if name in row.seconds]
+        if dots:
+            x, y = zip(*dots, strict=True)
+            drawn[name] = axes.scatter(x, y, color=colour, s=28, zorder=3, marker=MARKERS[name])
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    return drawn
 
 
-def draw_times(figure: Any, rows: Sequence[Row]) -> dict[str, Any]:
+def scale_ratios(axes: Any, rows: Sequence[Row]) -> None:
+    """A logarithmic axis round the ratios of these rows, and round 1."""
+    axes.set_xscale("log")
+    _set_ticks(axes.xaxis, [1, *(row.seconds[name].over(row.bound)[1] for row, name in _drawn(rows, COLOURS))])
+
+
+def draw_times(axes: Any, rows: Sequence[Row]) -> dict[str, Any]:
     """Draw the time of an element against the number of elements; return what is drawn, by candidate.
 
     There is a dot for each shape, and for each candidate one line, which passes through the geometric mean of the
     shapes of a size. Times are minima: an interruption is long beside such calls.
     """
+    drawn = {}
+    for name, colour in COLOURS_OF_LINES.items():
+        at: dict[int, list[float]] = {}
+        for row in rows:
+            if name in row.seconds:
+                at.setdefault(row.point.size, []).append(_time(row, name))
+        if at:
+            sizes = sorted(at)
+            means = [statistics.geometric_mean(at[size]) for size in sizes]
+            style = "--" if name == FLOOR else "-"
+            (drawn[name],) = axes.plot(sizes, means, style, color=colour, linewidth=2 if name == BNBP else 1.2)
+            dots = [(size, time) for size in sizes for time in at[size]]
+            axes.scatter(*zip(*dots, strict=True), color=colour, s=12, marker=MARKERS[name])
+    return drawn
+
+
+def scale_times(axes: Any, rows: Sequence[Row]) -> None:
+    """Logarithmic axes round the times of these rows."""
     from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
 
-    panels = _panels(
-        (row.point.operator, LAYOUT_NAMES[row.point.layout] if len(row.point.shape) > 2 else "(N, C)", row)
-        for row in rows
-    )
-    grid = _grid(figure, panels, (4.4, 3.6), sharex=True, sharey=True)
-    times: list[float] = []
-    seen = {}
-    for key, members in panels.items():
-        axes = grid[key]
-        for name, colour in COLOURS_OF_LINES.items():
-            at: dict[int, list[float]] = {}
-            for row in members:
-                if name in row.seconds:
-                    at.setdefault(row.point.size, []).append(row.seconds[name].minimum / row.point.size * 1e9)
-            if at:
-                sizes = sorted(at)
-                means = [statistics.geometric_mean(at[size]) for size in sizes]
-                style = "--" if name == FLOOR else "-"
-                (seen[name],) = axes.plot(sizes, means, style, color=colour, linewidth=2 if name == BNBP else 1.2)
-                dots = [(size, time) for size in sizes for time in at[size]]
-                axes.scatter(*zip(*dots, strict=True), color=colour, s=10)
-                times += [time for _, time in dots]
-    for axes in grid.values():
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.xaxis.set_major_locator(FixedLocator([1e4, 3e4, 1e5, 3e5, 1e6]))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        _set_ticks(axes.yaxis, times)
-        axes.set_xlabel("elements")
-    figure.axes[0].set_ylabel("ns an element (minima)")
-    return seen
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    sizes = [row.point.size for row in rows]
+    axes.set_xlim(min(sizes) * 0.8, max(sizes) * 1.25)
+    axes.xaxis.set_major_locator(FixedLocator([1e4, 3e4, 1e5, 3e5, 1e6]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    _set_ticks(axes.yaxis, [_time(row, name) for row, name in _drawn(rows, COLOURS_OF_LINES)])
 
 
-def _panels(keyed: Iterable[tuple[str, str, Row]]) -> dict[tuple[str, str], list[Row]]:
-    """The rows of each panel, by what its line and its column of panels have in common."""
-    panels: dict[tuple[str, str], list[Row]] = {}
-    for line, column, row in keyed:
-        panels.setdefault((line, column), []).append(row)
-    return panels
+RATIOS = Kind(draw_ratios, scale_ratios, "time / floor that applies (medians)", "")
+TIMES = Kind(draw_times, scale_times, "elements", "ns an element (minima)")
 
 
-def _grid(
-    figure: Any, panels: Collection[tuple[str, str]], size: tuple[float, float], **options: bool
-) -> dict[tuple[str, str], Any]:
-    """Axes for the panels, each of a size in inches, with their titles."""
-    lines = list(dict.fromkeys(line for line, _ in panels))
-    columns = list(dict.fromkeys(column for _, column in panels))
-    figure.set_size_inches(2.2 + size[0] * len(columns), 1.2 + size[1] * len(lines))
-    grid = figure.subplots(len(lines), len(columns), squeeze=False, **options)
-    for axes in grid.flat:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.3)
-    result = {}
-    for line, column in panels:
-        axes = result[line, column] = grid[lines.index(line)][columns.index(column)]
-        axes.set_title(f"{line}, {column}", loc="left", fontsize="medium")
-    return result
+def _drawn(rows: Iterable[Row], names: Iterable[str]) -> list[tuple[Row, str]]:
+    """Each row with each of the names that it has a time of."""
+    return [(row, name) for row in rows for name in names if name in row.seconds]
+
+
+def _time(row: Row, name: str) -> float:
+    """Nanoseconds for an element."""
+    return row.seconds[name].minimum / row.point.size * 1e9
 
 
 def _set_ticks(axis: Any, values: Sequence[float]) -> None:

@@ -1,13 +1,13 @@
 /// \file
 /// \brief The batch normalisation operators for C++ callers.
 ///
-/// The classes follow nGraph's: an operator holds its attributes, `validate_and_infer_types` checks the inputs
-/// and says what the outputs will be, `evaluate` computes them. Their rules are in detail/call.hpp, which bnbp's Python
-/// functions go through too, so both languages refuse the same things with the same words.
+/// The classes follow nGraph's. An operator holds its attributes. `validate_and_infer_types` checks the inputs and
+/// returns the types and shapes of the outputs. `evaluate` computes the outputs. The checks are in detail/call.hpp.
+/// bnbp's Python functions go through it too, so both languages refuse the same things with the same words.
 ///
-/// The kernels come from the installed Python package, through the table in kernels.h. Include `Python.h` before
-/// this header and call bnbp::import_kernels once, from an extension module or an embedded interpreter;
-/// `evaluate` itself needs no GIL. C++17.
+/// The kernels come from the installed Python package, through the table in kernels.h. Include `Python.h` before this
+/// header and call bnbp::import_kernels once, from an extension module or an embedded interpreter. `evaluate` itself
+/// does not need the GIL. The header is C++17.
 #ifndef BNBP_BATCH_NORM_HPP
 #define BNBP_BATCH_NORM_HPP
 
@@ -37,7 +37,7 @@ inline void set_kernels(bnbp_kernels* table) {
 }
 
 #ifdef Py_PYTHON_H
-/// \brief Imports the Python package `bnbp` and takes its kernels. Needs `Python.h` included first, and the GIL.
+/// \brief Imports the Python package `bnbp` and takes its kernels. Include `Python.h` first, and hold the GIL.
 /// \return true, or false with a Python exception set
 inline bool import_kernels() {
     // PyCapsule_Import would do, but it reports a missing package as a missing attribute.
@@ -62,11 +62,12 @@ inline bool import_kernels() {
 /// \brief The operators.
 namespace op {
 
-/// \brief What the operators share: the attributes, the rules and the way to the kernels.
+/// \brief The base class of all operators: attributes, checks and calls of the kernels.
 ///
-/// Tensors are passed in the order of the operator's tables. Let C be the length of the channel axis of `input`;
-/// `input` and `normalized_delta` have one type and shape, each with strides of its own. Everything per channel has the
-/// shape (C) and one type: that of `input`, or f32 where that is f16 or bf16. What is marked f64 has that type instead.
+/// Pass tensors in the order of the operator's tables. Let C be the length of the channel axis of `input`. `input` and
+/// `normalized_delta` have the same type and shape, and each may have strides of its own. All vectors have the shape
+/// (C) and the same type: the type of `input` or, if that is f16 or bf16, f32. Operands that are marked f64 have that
+/// type instead.
 class BatchNormBase {
 public:
     virtual ~BatchNormBase() = default;
@@ -85,14 +86,14 @@ public:
     std::int64_t get_channel_axis() const { return attributes_.channel_axis; }
 
     /// \brief Sets the axis that the channels are on.
-    /// \param channel_axis from -rank to rank - 1 of the input that will come; negative ones count from the end
+    /// \param channel_axis from -rank to rank - 1 of the later input; negative values count from the end
     void set_channel_axis(std::int64_t channel_axis) { attributes_.channel_axis = channel_axis; }
 
     /// \brief The operator's name.
     /// \return for example "BatchNormTrainingBackprop"
     const char* get_type_name() const { return attributes_.signature->name; }
 
-    /// \brief Checks the inputs and says what the outputs will be.
+    /// \brief Checks the inputs and returns the types and shapes of the outputs.
     /// \param inputs the inputs in the operator's order; only types and shapes are looked at
     /// \return the types and shapes of the outputs in the operator's order, without memory
     /// \throws TypeError if an input's element type is not one the operator takes
@@ -111,13 +112,14 @@ public:
 
     /// \brief Computes the outputs.
     ///
-    /// Everything is checked before the first write: a call that throws has changed nothing. An output of the input's
-    /// shape may be the very memory of an input of that shape. Needs no GIL; many threads may call at once.
+    /// Everything is checked before the first write, so a call that throws has changed nothing. An output of the
+    /// input's shape may have exactly the memory of an input of that shape. The call does not need the GIL, and many
+    /// threads may call at once.
     /// \param outputs where to write, in the operator's order; a default-constructed Tensor is not computed
-    /// \param inputs the inputs in the operator's order; `gamma` and `beta` may be default-constructed Tensors,
-    ///        which stand for ones and zeros, and so may those that the operator's table calls optional, or be left out
-    ///        at the end
-    /// \param num_threads upper limit of the number of threads; 0 takes the default found when bnbp was imported
+    /// \param inputs the inputs in the operator's order. `gamma` and `beta` may be default-constructed Tensors, which
+    ///        stand for ones and zeros. Inputs that the operator's table calls optional may be default-constructed
+    ///        Tensors too, or be left out at the end
+    /// \param num_threads upper limit of the number of threads; 0 stands for the default found when bnbp was imported
     /// \throws TypeError as validate_and_infer_types, and if an output is not of the inferred type
     /// \throws ValueError as validate_and_infer_types, and if an output has the wrong shape, is read-only, repeats an
     ///         element, or overlaps an input or another output
@@ -151,7 +153,7 @@ protected:
     /// \endcond
 
 private:
-    /// Views of as many tensors as an operator has, which is all that are looked at if there are more.
+    /// Views of the tensors, at most as many as an operator has. Further tensors are not looked at.
     template <std::size_t most> struct Views {
         detail::View first[most];
         explicit Views(const std::vector<Tensor>& tensors) {
@@ -162,19 +164,19 @@ private:
     };
 };
 
-/// \brief What the operators share that an activation and an addition may follow, or the gradient of one.
+/// \brief The base class of the operators that may include an addition and an activation, and of their gradients.
 ///
 /// The forward operators compute `activation(batch norm + addend)`. The gradients first set `normalized_delta` to 0
-/// where the activation is flat, that is where the forward output is `<= 0` or, for relu6, `>= 6`.
+/// where the activation is flat, that is, where the forward output is `<= 0` or, for relu6, `>= 6`.
 class BatchNormActivated : public BatchNormBase {
 public:
-    /// \brief What is applied to the forward operator's output.
+    /// \brief The activation that is applied to the forward operator's output.
     /// \return the attribute `activation`
     Activation get_activation() const { return attributes_.activation; }
 
-    /// \brief Sets what is applied to the forward operator's output.
-    /// \param activation with one, the forward operator normalises with mean and variance as it returns them
-    /// \throws ValueError for a number that is none of the enumeration's
+    /// \brief Sets the activation that is applied to the forward operator's output.
+    /// \param activation with relu or relu6, the forward operator normalises with mean and variance as it returns them
+    /// \throws ValueError for a number that is not in the enumeration
     void set_activation(Activation activation) {
         if (activation != Activation::none && activation != Activation::relu && activation != Activation::relu6) {
             throw ValueError("activation: expected none, relu or relu6, got number " +
@@ -188,9 +190,8 @@ public:
     bool get_addend() const { return attributes_.addend; }
 
     /// \brief Sets whether a tensor is added before the activation.
-    /// \param addend the forward operators then have `addend` as their last input, the gradients `addend_delta` as
-    /// their
-    ///        last output
+    /// \param addend if true, the forward operators have `addend` as their last input, and the gradients have
+    ///        `addend_delta` as their last output
     void set_addend(bool addend) { attributes_.addend = addend; }
 
 protected:
@@ -209,7 +210,7 @@ class BatchNormTraining : public BatchNormActivated {
 public:
     /// \brief The operator with its attributes.
     /// \param epsilon added to the variance before the square root; finite and >= 0
-    /// \param channel_axis the axis of `input` that the channels are on; negative ones count from the end
+    /// \param channel_axis the axis of `input` that the channels are on; negative values count from the end
     /// \throws ValueError if epsilon is negative, infinite or not a number
     explicit BatchNormTraining(double epsilon = 1e-5, std::int64_t channel_axis = 1)
         : BatchNormActivated(detail::training_signature(), epsilon, channel_axis) {}
@@ -227,8 +228,9 @@ public:
 /// | `normalized_delta` | that of `input` | | |
 /// | `normalized`, optional | that of `input` | | |
 ///
-/// Where the activation is flat follows from `normalized`, the forward operator's output. Without it, it is computed
-/// again from the other inputs, with the same result bit for bit; with an addend it must be given.
+/// `normalized` is the forward operator's output, and shows where the activation is flat. Without it, the operator
+/// computes this again from the other inputs, with the same result bit for bit. With both an activation and an addend,
+/// `normalized` must be given.
 class BatchNormTrainingBackprop : public BatchNormActivated {
 public:
     /// \copydoc BatchNormTraining::BatchNormTraining
@@ -243,13 +245,13 @@ public:
 /// | `input` | (N, C, ...) | `mean` | (C), f64 |
 /// | | | `m2`, the sum of the squared deviations from it | (C), f64 |
 ///
-/// Two parts with `n` and `m` elements in a channel are merged by Chan, Golub and LeVeque's formulas: the mean is
+/// Two parts with `n` and `m` elements in a channel are merged by the formulas of Chan, Golub and LeVeque. The mean is
 /// `mean_n + (mean_m - mean_n) m / (n + m)`, and m2 is `m2_n + m2_m + (mean_m - mean_n)^2 n m / (n + m)`. The biased
-/// variance of the whole batch is its `m2` over its number of elements.
+/// variance of the whole batch is its `m2` divided by its number of elements.
 class BatchNormTrainingStatistics : public BatchNormBase {
 public:
     /// \brief The operator with its attribute.
-    /// \param channel_axis the axis of `input` that the channels are on; negative ones count from the end
+    /// \param channel_axis the axis of `input` that the channels are on; negative values count from the end
     explicit BatchNormTrainingStatistics(std::int64_t channel_axis = 1)
         : BatchNormBase(detail::training_statistics_signature(), 0, channel_axis) {}
 };
@@ -266,13 +268,13 @@ public:
 /// | `variance`, optional | (C) | | |
 /// | `normalized`, optional | that of `input` | | |
 ///
-/// The sums of two parts are added. Only an activation needs the optional inputs: `normalized`, or the three others and
-/// the attribute epsilon.
+/// The sums of two parts are added. Only an activation needs the optional inputs. It needs `normalized`, or the three
+/// others and the attribute epsilon.
 class BatchNormTrainingBackpropReduce : public BatchNormActivated {
 public:
     /// \brief The operator with its attributes.
-    /// \param channel_axis the axis of `input` that the channels are on; negative ones count from the end
-    /// \param epsilon as in the whole operator; only an activation needs it
+    /// \param channel_axis the axis of `input` that the channels are on; negative values count from the end
+    /// \param epsilon as in BatchNormTrainingBackprop; only an activation needs it
     explicit BatchNormTrainingBackpropReduce(std::int64_t channel_axis = 1, double epsilon = 1e-5)
         : BatchNormActivated(detail::training_backprop_reduce_signature(), epsilon, channel_axis) {}
 };
@@ -295,7 +297,7 @@ public:
     /// \brief The operator with its attributes.
     /// \param count the number of elements of a channel in the whole batch
     /// \param epsilon added to the variance before the square root; finite and >= 0
-    /// \param channel_axis the axis of `input` that the channels are on; negative ones count from the end
+    /// \param channel_axis the axis of `input` that the channels are on; negative values count from the end
     /// \throws ValueError if count is negative, or epsilon is negative, infinite or not a number
     explicit BatchNormTrainingBackpropApply(std::int64_t count, double epsilon = 1e-5, std::int64_t channel_axis = 1)
         : BatchNormActivated(detail::training_backprop_apply_signature(), epsilon, channel_axis) {
@@ -307,12 +309,12 @@ public:
     std::int64_t get_count() const { return attributes_.count; }
 
     /// \brief Sets the number of elements of a channel in the whole batch.
-    /// \param count at least that of the input that will come
+    /// \param count at least the number of elements of a channel in the later input
     /// \throws ValueError if it is negative
     void set_count(std::int64_t count) { attributes_.set_count(count); }
 };
 
-/// \brief Normalises with a mean and a variance that are given.
+/// \brief Normalises with a given mean and variance.
 ///
 /// | Inputs | Shape | Outputs | Shape |
 /// |---|---|---|---|
@@ -331,7 +333,7 @@ public:
 
 /// \brief The gradient of BatchNormInference: `mean` and `variance` are constants.
 ///
-/// Inputs and outputs are those of BatchNormTrainingBackprop. nGraph has no such operator; fine-tuning with frozen
+/// It has the inputs and outputs of BatchNormTrainingBackprop. nGraph has no such operator, but fine-tuning with frozen
 /// statistics needs it.
 class BatchNormInferenceBackprop : public BatchNormActivated {
 public:

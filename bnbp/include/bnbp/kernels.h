@@ -2,9 +2,8 @@
  * \file
  * \brief The C function table of bnbp's compiled kernels.
  *
- * The table is how code that is not Python reaches the kernels: `bnbp.engine.boundary` exports it as a capsule, the
- * operator classes in batch_norm.hpp call through it. Nothing is checked at this level; the classes are where
- * the rules are.
+ * Code that is not Python reaches the kernels through this table. `bnbp.engine.boundary` exports it as a capsule, and
+ * the operator classes in batch_norm.hpp call through it. Nothing is checked at this level. The classes do all checks.
  */
 #ifndef BNBP_KERNELS_H
 #define BNBP_KERNELS_H
@@ -30,7 +29,7 @@ typedef enum bnbp_type {
     BNBP_BF16 = 3 /**< bfloat16: the first half of a binary32. */
 } bnbp_type;
 
-/** What is applied to the output of the forward operator. */
+/** The activation that is applied to the output of the forward operator. */
 typedef enum bnbp_activation {
     BNBP_IDENTITY = 0, /**< Nothing. */
     BNBP_RELU = 1,     /**< max(y, 0). */
@@ -41,20 +40,20 @@ typedef enum bnbp_activation {
 typedef enum bnbp_status {
     BNBP_OK = 0,         /**< Every output that was asked for is written. */
     BNBP_NO_MEMORY = 1,  /**< The workspace could not be allocated; no output was written. */
-    BNBP_INTERRUPTED = 2 /**< The table's `interrupted` said so; the outputs are partly written. */
+    BNBP_INTERRUPTED = 2 /**< The table's `interrupted` ended the call; the outputs are partly written. */
 } bnbp_status;
 
 /**
  * The operands of one call, under the operator's names.
  *
- * A tensor has the shape (n, c, s): every axis before the channel axis is folded into `n`, every axis after it into
- * `s`. Where `lengths` is null, all tensors are dense and aligned in that order. Otherwise `lengths` has the axes that
- * `n` is the product of, outermost first, and then those of `s`; and each tensor has its strides, which may have any
+ * A tensor has the shape (n, c, s): every axis before the channel axis is folded into `n`, and every axis after it into
+ * `s`. If `lengths` is null, all tensors are dense and aligned in that order. Otherwise `lengths` has the axes that `n`
+ * is the product of, outermost first, and then the axes of `s`, and each tensor has its strides. Strides may have any
  * sign or be 0, and need not be multiples of the element's size. Parameters and statistics are vectors of length `c`.
  *
- * An operand that the kernel does not use is ignored. A null `gamma` stands for ones, a null `beta` for zeros; a null
- * output is not computed. An output of shape (n, c, s) may be the very memory of an input of that shape, with the same
- * strides.
+ * The kernel ignores operands that it does not use. A null `gamma` stands for ones, and a null `beta` for zeros. A null
+ * output is not computed. An output of shape (n, c, s) may have exactly the memory of an input of that shape, with the
+ * same strides.
  */
 typedef struct bnbp_arguments {
     bnbp_type type;                            /**< Element type of the tensors. */
@@ -81,8 +80,8 @@ typedef struct bnbp_arguments {
     const void* variance; /**< (c) */
     const void* normalized_delta; /**< (n, c, s) */
     const void* addend;           /**< (n, c, s), or null: added before the activation, by the forward operators */
-    const void* forward_output;   /**< (n, c, s), or null: `normalized`, from which the gradients take where the
-                                       activation is flat; null: from `input` */
+    const void* forward_output;   /**< (n, c, s), or null: `normalized`, which shows the gradients where the
+                                       activation is flat; null: they compute it from `input` */
     const void* delta_sum; /**< (c), binary64: the whole batch's sum of `normalized_delta`; null: to be computed */
     const void* delta_centered_sum; /**< (c), binary64: that of `normalized_delta * (input - mean)` */
     void* normalized;               /**< (n, c, s), or null */
@@ -111,12 +110,12 @@ typedef struct bnbp_kernels {
     ptrdiff_t l2_size;              /**< Bytes of one core's L2 cache; set when bnbp is imported. */
     int openmp;                     /**< The compiler's `_OPENMP` (a year and month), 0 for a serial build. */
     int default_num_threads;        /**< Used where a caller asks for 0 threads; set when bnbp is imported. */
-    int openmp_num_threads;         /**< What OpenMP takes unless told otherwise; set when bnbp is imported. */
-    int serial;                     /**< 1 in a forked child: a team might wait there for threads that are gone. */
-    int (*default_team)(void);      /**< What a call takes that asks for 0: the default, or less where
+    int openmp_num_threads;         /**< OpenMP's own default number of threads; set when bnbp is imported. */
+    int serial;                     /**< 1 in a forked child, where a team might wait for threads that are gone. */
+    int (*default_team)(void);      /**< Threads of a call that asks for 0: the default, or fewer if
                                          `omp_set_num_threads` has lowered OpenMP's own number. */
-    int (*interrupted)(void);       /**< Asked by the thread that called, from time to time during a long call, whether
-                                         to end it; or null. */
+    int (*interrupted)(void);       /**< Whether to end a long call; or null. The calling thread asks this from time to
+                                         time. */
     bnbp_kernel training;           /**< BatchNormTraining, and its statistics */
     bnbp_kernel training_backprop;  /**< BatchNormTrainingBackprop, and its two halves */
     bnbp_kernel inference;          /**< BatchNormInference */

@@ -23,7 +23,7 @@ class ValueError : public std::invalid_argument {
     using std::invalid_argument::invalid_argument;
 };
 
-/// \brief A call was ended early, and its outputs are partly written. Only calls that come from Python are.
+/// \brief A call was ended early, and its outputs are partly written. This happens only to calls from Python.
 class Interrupted : public std::runtime_error {
     using std::runtime_error::runtime_error;
 };
@@ -38,7 +38,7 @@ enum class ElementType {
     other, ///< A type that no operator takes; Tensor::type_name says which.
 };
 
-/// \brief What is applied to the output of a forward operator.
+/// \brief The activation that is applied to the output of a forward operator.
 enum class Activation {
     none,  ///< Nothing.
     relu,  ///< max(y, 0); NaN stays NaN.
@@ -51,10 +51,10 @@ using Shape = std::vector<std::int64_t>;
 /// \brief The distances in bytes from one element to the next along each axis.
 using Strides = std::vector<std::int64_t>;
 
-/// \brief A view of a tensor that lives in somebody else's memory.
+/// \brief A view of a tensor in memory that the caller owns.
 ///
-/// With `data` left null it is a type and a shape alone, which is all that
-/// op::BatchNormBase::validate_and_infer_types looks at. A default-constructed Tensor stands for "none".
+/// If `data` is null, it is a type and a shape alone. op::BatchNormBase::validate_and_infer_types looks at nothing
+/// else. A default-constructed Tensor stands for "none".
 struct Tensor {
     /// \brief The type of the elements.
     ElementType element_type = ElementType::none;

@@ -27,6 +27,13 @@ BNBP_OWN inline bnbp_kernels*& kernel_table() {
     return table;
 }
 
+/// An input's numbers have another type than is expected, and could be converted: how, each language says for itself.
+class WrongNumberType : public TypeError {
+public:
+    WrongNumberType(const std::string& message, ElementType type) : TypeError(message), expected(type) {}
+    const ElementType expected;
+};
+
 /// What an operator is told besides its tensors.
 struct Attributes {
     const Signature* signature = nullptr;
@@ -72,7 +79,7 @@ public:
         const View& input = inputs[0];
         if (input.element_type != ElementType::f64 && input.element_type != ElementType::f32 &&
             !is_half(input.element_type)) {
-            throw TypeError("input: expected float16, bfloat16, float32 or float64, got " + name_of(input));
+            refuse_type({"input"}, "float16, bfloat16, float32 or float64", ElementType::f32, input);
         }
         axis_ = channel_axis_of(input);
         check_lengths(input);
@@ -323,7 +330,7 @@ private:
         if (role == Role::like_input ? type != input.element_type
             : role == Role::sum      ? type != ElementType::f64
                                      : !is_parameter(type)) {
-            throw TypeError(std::string(name) + ": expected " + expected(role) + ", got " + name_of(view));
+            refuse_type(name, expected(role), expected_type(role), view);
         }
         if (is_vector(role) && role != Role::sum && parameters_ == ElementType::none) {
             parameters_ = type;
@@ -338,6 +345,15 @@ private:
                              std::to_string(channels_) + " channels of input " + shape_of(input) + ", got " +
                              shape_of(view));
         }
+    }
+
+    [[noreturn]] static void refuse_type(const Name& name, const std::string& expected, ElementType type,
+                                         const View& view) {
+        const std::string message = std::string(name) + ": expected " + expected + ", got " + name_of(view);
+        if (name.output < 0 && is_number(view)) {
+            throw WrongNumberType(message, type);
+        }
+        throw TypeError(message);
     }
 
     bool is_parameter(ElementType type) const {
@@ -355,6 +371,14 @@ private:
         }
         return parameters_ == ElementType::none ? own + ", the type of input, or float32"
                                                 : name_of(parameters_) + ", the type of " + std::string(source_);
+    }
+
+    /// One type of those that `expected` names.
+    ElementType expected_type(Role role) const {
+        return role == Role::sum                  ? ElementType::f64
+               : role == Role::like_input         ? inputs_[0].element_type
+               : parameters_ == ElementType::none ? ElementType::f32
+                                                  : parameters_;
     }
 
     /// What only a C++ caller can get wrong.

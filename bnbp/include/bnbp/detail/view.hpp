@@ -129,6 +129,13 @@ inline std::string name_of(ElementType type) {
 
 inline std::string name_of(const View& view) { return view.type_name ? view.type_name : name_of(view.element_type); }
 
+/// Whether the elements are real numbers, also of a type that no operator takes: by NumPy's names, int64, >f4 and such.
+inline bool is_number(const View& view) {
+    const char* name = view.type_name ? view.type_name : "";
+    name += *name == '<' || *name == '>';
+    return *name == 'f' || *name == 'i' || *name == 'u' || (view.present() && view.element_type != ElementType::other);
+}
+
 /// A shape as Python writes it: (), (3,), (4, 3, 2, 2).
 inline std::string text_of(const std::int64_t* lengths, std::size_t rank) {
     std::string text = "(";
