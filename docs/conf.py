@@ -15,11 +15,11 @@ author = "the bnbp developers"
 release = version = version_of("bnbp")  # of the installed package, which is also the one autodoc imports
 
 extensions = [
+    "access",
     "breathe",
     "command_line",
     "describe",
     "figures",
-    "focus",
     "mathml",
     "measured",
     "numpydoc",
