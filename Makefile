@@ -87,7 +87,7 @@ site-pictures: $(VENV)/.site chromium docs ## save pictures of pages: PAGES="ind
 	$(BIN)/python docs/browse.py docs/_build/html --pictures $(FOLDER) $(PAGES)
 
 chromium:
-	@command -v chromium chromium-browser google-chrome >/dev/null || \
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
 		{ echo "make $(MAKECMDGOALS) needs Chromium (Debian: apt-get install chromium)"; exit 1; }
 
 lint: $(VENV)/.lint ## style and types: ruff, cython-lint, clang-format, mypy

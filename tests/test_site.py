@@ -96,7 +96,7 @@ def test_good_page_has_no_problem(faulty: tuple[Any, Path], html: str) -> None:
         (
             '<div class="math" style="overflow: auto"><p style="width: 1500px">x</p></div>',
             ["1280"],
-            "has to be scrolled",
+            "must be scrolled",
         ),
         (LABEL.format(70), ["390", "1280"], 'label "seconds" of a picture is cut off'),
         ('<p class="dim">a</p>', ["390 px, dark"], "axe, color-contrast"),
@@ -146,7 +146,8 @@ def built(browse: ModuleType, faulty: tuple[Any, Path]) -> Any:
     folder = site / "built"
     folder.mkdir()
     (folder / "conf.py").write_text(
-        'extensions = ["sphinx_copybutton"]\nhtml_theme = "furo"\nhtml_favicon = "icon.svg"\ncopybutton_prompt_text = ">>> "\n',
+        'extensions = ["sphinx_copybutton"]\ncopybutton_prompt_text = ">>> "\n'
+        'html_theme = "furo"\nhtml_favicon = "icon.svg"\n',
         "utf-8",
     )
     (folder / "icon.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>', "utf-8")
