@@ -203,6 +203,13 @@ def test_what_scrolls_takes_the_focus_and_arguments_are_no_definitions() -> None
     signature = "<dt>f(\n\n<dl>\n<dd>a,</dd>\n<dd>b</dd>\n</dl>\n\n)</dt>"
     assert "<dl>" not in repaired(signature)
     assert repaired(signature).count('<span class="sig-argument">') == 2
-    assert repaired("<h2>a_b<a href='#a_b'>#</a></h2>a_b") == "<h2>a_<wbr>b<a href='#a_b'>#</a></h2>a_b"
     definitions = "<dl>\n<dt>a</dt><dd>b</dd>\n</dl><div class='mathematics'><present>"
     assert repaired(definitions) == definitions
+
+
+def test_long_names_break_at_their_joints() -> None:
+    repaired = module_of(DOCS / "_ext" / "access.py").repaired
+    name = "batch_norm_training_BackpropGradient"
+    heading = f'<h2>Of {{}} and a_bC<a href="#{name}">#</a></h2><p>{name}</p>'
+    broken = "batch_<wbr>norm_<wbr>training_<wbr>Backprop<wbr>Gradient"
+    assert repaired(heading.format(name)) == heading.format(broken)

@@ -4,7 +4,7 @@ Code, tables and formulas can be wider than a window. They take the focus, so th
 arguments of a long signature, one a line, are not a list of definitions, though Sphinx writes them as one. Nor are
 references a list of the kind that docutils says they are, which would have no links back.
 
-In headings and in the navigation, a name that has no room is broken after an underscore.
+In headings and in the navigation, a long name that has no room is broken after an underscore or before a capital.
 """
 
 import re
@@ -16,12 +16,14 @@ from sphinx.application import Sphinx
 SCROLLING = re.compile(r'<(?=pre>|div class="(?:table-wrapper|math)\b)(pre|div)')
 ARGUMENTS = re.compile(r"<dl>\n((?:<dd>.*</dd>\n)+)</dl>")
 HEADING = re.compile(r"<h[1-6]>.*?</h[1-6]>")
-NAME = re.compile(r"(?<=>)[^<>]*_[^<>]*(?=<)")
+TEXT = re.compile(r"(?<=>)[^<>]+(?=<)")
+LONG_NAME = re.compile(r"\w{20,}")
+JOINT = re.compile(r"(?<=_)(?=\w)|(?<=[a-z])(?=[A-Z])")
 ARGUMENT = re.compile(r"<dd>(.*)</dd>")
 
 
 def breakable(html: str) -> str:
-    return NAME.sub(lambda name: re.sub(r"_(?=\w)", "_<wbr>", name[0]), html)
+    return TEXT.sub(lambda text: LONG_NAME.sub(lambda name: JOINT.sub("<wbr>", name[0]), text[0]), html)
 
 
 def repaired(html: str) -> str:
