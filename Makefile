@@ -9,7 +9,7 @@ SOURCES := setup.py pyproject.toml $(wildcard $(addprefix bnbp/,*.pxd include/bn
 	engine/kernels/*.p* engine/kernels/*.h jax/*.h jax/*.cc torch/*.h torch/*.cc))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-torch test-jax test-clusters test-all test-parallel sanitize bench train-bench wheel wheel-check docs site-check site-pictures chromium lint format clean
+.PHONY: help demo test test-torch test-jax test-clusters test-all test-parallel sanitize bench train-bench wheel wheel-check docs site-check site-pictures doxygen chromium lint format clean
 .SECONDARY:
 
 # What `make sanitize` does: this many calls, of this seed.
@@ -24,7 +24,7 @@ FOLDER ?= docs/_build/pictures
 WARNINGS := -std=c++17 -Wall -Wextra -Wconversion -Werror
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
 
 demo: $(VENV)/.demo ## train a small network on real images with the operators, show what they did
 	$(BIN)/bnbp demo
@@ -71,23 +71,25 @@ wheel-check: $(VENV)/.wheel ## build and check them, and run a few of the tests 
 	$(BIN)/python tools/wheel.py --quick
 
 # Built anew, because Sphinx leaves the pages of files that are gone.
-docs: $(VENV)/.docs ## build the site into docs/_build/html, run its examples and check its files
-	@command -v doxygen >/dev/null || { echo "make $(or $(MAKECMDGOALS),docs) needs Doxygen (Debian: apt-get install doxygen)"; exit 1; }
+docs: doxygen $(VENV)/.docs ## build the site into docs/_build/html, run its examples and check its files
 	rm -rf docs/_build
 	cd docs && doxygen Doxyfile
 	$(BIN)/sphinx-build -n -W --keep-going -q -b html docs docs/_build/html
 	$(BIN)/sphinx-build -n -W --keep-going -q -b doctest docs docs/_build/doctest
 	$(BIN)/python docs/check.py docs/_build/html
 
-site-check: $(VENV)/.site chromium docs ## do that, then look at every page in Chromium: widths, colours, links, search
+site-check: chromium docs $(VENV)/.site ## do that, then look at every page in Chromium: widths, colours, links, search
 	$(BIN)/python docs/browse.py docs/_build/html
 	$(BIN)/pytest -m site
 
-site-pictures: $(VENV)/.site chromium docs ## save pictures of pages: PAGES="index ops/in_parts" FOLDER=/tmp/pictures
+site-pictures: chromium docs $(VENV)/.site ## save pictures of pages: PAGES="index ops/in_parts" FOLDER=/tmp/pictures
 	$(BIN)/python docs/browse.py docs/_build/html --pictures $(FOLDER) $(PAGES)
 
+doxygen:
+	@command -v doxygen >/dev/null || { echo "make $(MAKECMDGOALS) needs Doxygen (Debian: apt-get install doxygen)"; exit 1; }
+
 chromium:
-	@command -v chromium chromium-browser google-chrome >/dev/null || \
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
 		{ echo "make $(MAKECMDGOALS) needs Chromium (Debian: apt-get install chromium)"; exit 1; }
 
 lint: $(VENV)/.lint ## style and types: ruff, cython-lint, clang-format, mypy

@@ -26,9 +26,9 @@ def merge_statistics(*parts: Part | Iterable[Part]) -> BatchNormStatistics:
 
     .. math::
 
-       m = \sum_k m_k, \qquad
-       \mu = \frac1m \sum_k m_k \mu_k, \qquad
-       s = \sum_k \left( s_k + m_k (\mu_k - \mu)^2 \right) .
+       m &= \sum_k m_k \\
+       \mu &= \frac1m \sum_k m_k \mu_k \\
+       s &= \sum_k \left( s_k + m_k (\mu_k - \mu)^2 \right) .
 
     Parameters
     ----------

@@ -239,8 +239,9 @@ def batch_norm_training_statistics(
 
     .. math::
 
-       \mu = \frac1m \sum_k n_k \mu_k, \qquad
-       s = \sum_k \left( s_k + n_k \mu_k^2 \right) - \frac1m \Bigl( \sum_k n_k \mu_k \Bigr)^2, \qquad m = \sum_k n_k .
+       m &= \sum_k n_k \\
+       \mu &= \frac1m \sum_k n_k \mu_k \\
+       s &= \sum_k \left( s_k + n_k \mu_k^2 \right) - \frac1m \Bigl( \sum_k n_k \mu_k \Bigr)^2 .
 
     Cancellation in this difference does no harm, because it is computed with integers.
 

@@ -96,9 +96,9 @@ def batch_norm_training(
 
     .. math::
 
-       \mathtt{normalized}_i = \gamma \, \frac{\mathtt{input}_i - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta,
-       \qquad \mu = \frac1m \sum_i \mathtt{input}_i,
-       \qquad \sigma^2 = \frac1m \sum_i (\mathtt{input}_i - \mu)^2 .
+       \mathtt{normalized}_i &= \gamma \, \frac{\mathtt{input}_i - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta \\
+       \mu &= \frac1m \sum_i \mathtt{input}_i \\
+       \sigma^2 &= \frac1m \sum_i (\mathtt{input}_i - \mu)^2 .
 
     Mean and variance are accumulated in float64 for all types, and compensated where the data is float64 too. They are
     computed for chunks of the channel and merged [1]_, so nothing cancels: a constant channel has variance exactly 0.
@@ -212,8 +212,8 @@ def batch_norm_training_backprop(
 
        \mathtt{beta\_delta} &= \sum_i \mathtt{normalized\_delta}_i \\
        \mathtt{gamma\_delta} &= \sum_i \mathtt{normalized\_delta}_i \, \hat x_i \\
-       \mathtt{input\_delta}_i &= \gamma \, \mathtt{inv\_std} \left( \mathtt{normalized\_delta}_i
-           - \frac{\mathtt{beta\_delta}}{m} - \hat x_i \, \frac{\mathtt{gamma\_delta}}{m} \right) .
+       \mathtt{input\_delta}_i &= \gamma \, \mathtt{inv\_std} \Bigl( \mathtt{normalized\_delta}_i \\
+           &\qquad - \frac{\mathtt{beta\_delta}}{m} - \hat x_i \, \frac{\mathtt{gamma\_delta}}{m} \Bigr) .
 
     The gradient is that of S. Ioffe and C. Szegedy, "Batch normalization", 2015 (arXiv:1502.03167), section 3, in the
     simplified form that the operator reference derives. The sums of float32 data are in float64, and those of float64
@@ -361,8 +361,8 @@ def batch_norm_training_backprop_reduce(
 
     .. math::
 
-       \mathtt{delta\_sum} = \sum_i \mathtt{normalized\_delta}_i, \qquad
-       \mathtt{delta\_centered\_sum} = \sum_i \mathtt{normalized\_delta}_i \, (\mathtt{input}_i - \mathtt{mean})
+       \mathtt{delta\_sum} &= \sum_i \mathtt{normalized\_delta}_i \\
+       \mathtt{delta\_centered\_sum} &= \sum_i \mathtt{normalized\_delta}_i \, (\mathtt{input}_i - \mathtt{mean})
 
     Examples
     --------

@@ -69,6 +69,7 @@ async () => {
       const outside = box.right > innerWidth + 1 || box.left < -1;
       if (outside && !scrolls) problems.push(`${name(element)} leaves the window`);
       const wider = element.scrollWidth > element.clientWidth + 1 && element.clientWidth > 1;
+      if (wider && innerWidth > 1000 && element.matches("div.math")) problems.push(`${name(element)} must be scrolled`);
       if (wider && ["hidden", "clip"].includes(style.overflowX)) problems.push(`${name(element)} is cut off`);
       if (wider && element.matches("td, th, .sidebar-drawer a, .toc-drawer a")) {
         problems.push(`${name(element)} runs out of its box`);

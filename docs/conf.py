@@ -22,6 +22,7 @@ extensions = [
     "figures",
     "mathml",
     "measured",
+    "myst_parser",
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",

@@ -70,6 +70,7 @@ def problems_of(faulty: tuple[Any, Path], html: str) -> list[str]:
         MATH,
         CODE.format("x", BUTTON),
         CODE.format("x", BUTTON).replace("<pre", '<pre style="overflow-x: auto"').replace(">x<", ">" + "x" * 500 + "<"),
+        '<div class="math" tabindex="0" style="overflow: auto"><p style="width: 600px">x</p></div>',
         FUNCTION.format("[source]"),
         LABEL.format(2),
         '<aside class="toc-drawer" style="position: fixed; left: 1290px; width: 90px">' + "x" * 90 + "</aside>",
@@ -92,6 +93,11 @@ def test_good_page_has_no_problem(faulty: tuple[Any, Path], html: str) -> None:
             "runs out of its box",
         ),
         ('<p><math style="display: block; width: 0"><mi>x</mi></math></p>', ["390", "1280"], "formula without a size"),
+        (
+            '<div class="math" style="overflow: auto"><p style="width: 1500px">x</p></div>',
+            ["1280"],
+            "must be scrolled",
+        ),
         (LABEL.format(70), ["390", "1280"], 'label "seconds" of a picture is cut off'),
         ('<p class="dim">a</p>', ["390 px, dark"], "axe, color-contrast"),
         ('<p style="color: #bbb; background: #fff">a</p>', ["390 px, dark", "1280 px, light"], "axe, color-contrast"),
@@ -140,7 +146,8 @@ def built(browse: ModuleType, faulty: tuple[Any, Path]) -> Any:
     folder = site / "built"
     folder.mkdir()
     (folder / "conf.py").write_text(
-        'extensions = ["sphinx_copybutton"]\nhtml_theme = "furo"\nhtml_favicon = "icon.svg"\ncopybutton_prompt_text = ">>> "\n',
+        'extensions = ["sphinx_copybutton"]\ncopybutton_prompt_text = ">>> "\n'
+        'html_theme = "furo"\nhtml_favicon = "icon.svg"\n',
         "utf-8",
     )
     (folder / "icon.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>', "utf-8")
@@ -198,3 +205,11 @@ def test_what_scrolls_takes_the_focus_and_arguments_are_no_definitions() -> None
     assert repaired(signature).count('<span class="sig-argument">') == 2
     definitions = "<dl>\n<dt>a</dt><dd>b</dd>\n</dl><div class='mathematics'><present>"
     assert repaired(definitions) == definitions
+
+
+def test_long_names_break_at_their_joints() -> None:
+    repaired = module_of(DOCS / "_ext" / "access.py").repaired
+    name = "batch_norm_training_BackpropGradient"
+    heading = f'<h2>Of {{}} and a_bC<a href="#{name}">#</a></h2><p>{name}</p>'
+    broken = "batch_<wbr>norm_<wbr>training_<wbr>Backprop<wbr>Gradient"
+    assert repaired(heading.format(name)) == heading.format(broken)
