@@ -19,16 +19,7 @@ Part = tuple[int, Array, Array]
 
 
 def merge_statistics(*parts: Part | Iterable[Part]) -> BatchNormStatistics:
-    r"""Statistics of a whole batch from those of its parts.
-
-    With the counts :math:`m_k` of the parts, their means :math:`\mu_k` and their sums of squared deviations
-    :math:`s_k`,
-
-    .. math::
-
-       m = \sum_k m_k, \qquad
-       \mu = \frac1m \sum_k m_k \mu_k, \qquad
-       s = \sum_k \left( s_k + m_k (\mu_k - \mu)^2 \right) .
+    r"""Compute the statistics of a whole batch from those of its parts.
 
     Parameters
     ----------
@@ -51,6 +42,15 @@ def merge_statistics(*parts: Part | Iterable[Part]) -> BatchNormStatistics:
 
     Notes
     -----
+    With the counts :math:`m_k` of the parts, their means :math:`\mu_k` and their sums of squared deviations
+    :math:`s_k`,
+
+    .. math::
+
+       m = \sum_k m_k, \qquad
+       \mu = \frac1m \sum_k m_k \mu_k, \qquad
+       s = \sum_k \left( s_k + m_k (\mu_k - \mu)^2 \right) .
+
     The sums are carried in twice the precision of float64, in the order of the arguments, and rounded once, at the end.
     So any number of parts are merged with no more error than the parts have, and the same parts in the same order give
     the same bits. The formulas are the symmetric form of those of T. F. Chan, G. H. Golub and R. J. LeVeque,
