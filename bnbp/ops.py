@@ -62,7 +62,7 @@ def batch_norm_training(
     epsilon : float, default 1e-5
         Added to the variance before the square root; finite and not negative.
     activation : {None, "relu", "relu6"}, default None
-        The function to apply to the result: nothing, :math:`\max(y, 0)` or :math:`\min(\max(y, 0), 6)`. NaN stays NaN.
+        The activation to apply to the result: none, :math:`\max(y, 0)` or :math:`\min(\max(y, 0), 6)`. NaN stays NaN.
         With an activation, the mean and the variance are rounded to the parameters' type before they are used.
     addend : array_like, shape and type of `input`, optional
         A tensor to add before the activation, in any memory layout.
@@ -102,7 +102,7 @@ def batch_norm_training(
        \qquad \sigma^2 = \frac1m \sum_i (\mathtt{input}_i - \mu)^2 .
 
     The mean and the variance are accumulated in float64 for all types. For float64 data, their sums are compensated
-    too. They are computed for chunks of the channel and then merged [1]_, so nothing cancels: a constant channel has
+    too. Both are computed for chunks of the channel and then merged [1]_, so nothing cancels: a constant channel has
     variance exactly 0. ``normalized`` is computed in the type of the data. For 16-bit types, it is computed in float32
     and rounded once at the end.
 
@@ -156,7 +156,8 @@ def batch_norm_training_backprop(
         Scale of each channel. None stands for ones. The first of `gamma`, `beta`, `mean` and `variance` that is given
         sets the type of all four, the parameters' type.
     beta : array_like, shape (C,), the parameters' type; or None
-        Shift of each channel. None stands for zeros. It only affects at which elements an activation is flat.
+        Shift of each channel. None stands for zeros. Only an activation uses it: it affects at
+        which elements the activation is flat.
     mean, variance : array_like, shape (C,), the parameters' type
         The batch's own mean and biased variance, as :func:`batch_norm_training` returned them.
     normalized_delta : array_like, shape and type of `input`
@@ -220,7 +221,7 @@ def batch_norm_training_backprop(
     The formulas are from S. Ioffe and C. Szegedy, "Batch normalization", 2015 (arXiv:1502.03167), section 3, in the
     simplified form that the operator reference derives. Sums over float32 data are in float64, and sums over float64
     data are compensated. This makes them right to the last place or so. The error of sums over 16-bit data is within
-    2^-20 of the sum of their terms' magnitudes, before they are rounded to the parameters' type. ``input_delta`` is
+    2^-20 times the sum of their terms' magnitudes, before they are rounded to the parameters' type. ``input_delta`` is
     computed in the type of the data. For 16-bit types, it is computed in float32 and rounded once at the end.
 
     Examples
@@ -344,8 +345,8 @@ def batch_norm_training_backprop_reduce(
     -------
     BatchNormTrainingBackpropSums
         Named tuple of ``delta_sum`` and ``delta_centered_sum``: float64, shape (C,). The error of each sum is less than
-        2^-44 of the sum of its terms' magnitudes for float32 data, and less than 2^-20 of it for 16-bit data. For
-        float64 data, the sums are compensated, and right to the last place or so unless the terms cancel.
+        2^-44 times the sum of its terms' magnitudes for float32 data, and less than 2^-20 times that sum for 16-bit
+        data. For float64 data, the sums are compensated, and right to the last place or so unless the terms cancel.
 
     Raises
     ------
@@ -514,7 +515,7 @@ def batch_norm_inference(
     epsilon : float, default 1e-5
         Added to the variance before the square root; finite and not negative.
     activation : {None, "relu", "relu6"}, default None
-        The function to apply to the result: nothing, :math:`\max(y, 0)` or :math:`\min(\max(y, 0), 6)`. NaN stays NaN.
+        The activation to apply to the result: none, :math:`\max(y, 0)` or :math:`\min(\max(y, 0), 6)`. NaN stays NaN.
     addend : array_like, shape and type of `input`, optional
         A tensor to add before the activation, in any memory layout.
     channel_axis : int, default 1
