@@ -97,10 +97,11 @@ def bench(
     """Measure the operators on this machine, beside a floor and other implementations.
 
     The floor is the time of a loop that only reads and writes what the operator must. It uses the same arrays, in turns
-    with the operator. The set network is ResNet-50 with batches of 32. A time counts only if the answer is right.
+    with the operator. A time counts only if the answer is right.
 
-    The set cache has tensors of 8,000 to 800,000 elements, which fit the caches. For these, compare with the other
-    implementations. A plot of this set alone shows time per element against size.
+    `--set network` is ResNet-50 with batches of 32. `--set cache` has tensors of 8,000 to 800,000 elements, which fit
+    the caches. For these, compare with the other implementations. A plot of this set alone shows time per element
+    against size.
 
     With an activation, the operators include it. The table also has the operators without it, PyTorch's functions one
     after the other, and the same functions compiled by torch.compile, which takes some seconds for each row.
