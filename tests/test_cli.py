@@ -415,7 +415,7 @@ def test_the_installed_command_is_the_same(tmp_path):
         (["run", "in.npz", "-o", "out.npz", "--op", "training", "--addend"], "training adds the array addend if there"),
         (["run", "in.npz", "-o", "out.npz", "--colour"], "--colour"),
         (["run", ".", "-o", "out.npz"], "the results of a folder are saved in a folder"),
-        (["bench", "--addend"], "it goes with --activation"),
+        (["bench", "--addend"], "it needs --activation"),
         (["demo", "--epochs", "0"], "--epochs"),
         (["demo", "--plot", "plot.txt"], ".png"),
     ],
@@ -470,7 +470,10 @@ def changed(**arrays):
     [
         (without("input"), ["in.npz: missing input", "normalized_delta"]),
         (without("mean", "variance"), ["missing mean, variance;"]),
-        (changed(gama=np.ones(3)), ["unknown array 'gama' (is it gamma?)", "input, gamma, beta, mean, variance"]),
+        (
+            changed(gama=np.ones(3)),
+            ["unknown array 'gama' (did you mean gamma?)", "input, gamma, beta, mean, variance"],
+        ),
         (lambda arrays: {"arr_0": arrays["input"]}, ["unknown array 'arr_0'"]),
         (changed(batch_means=np.ones(3)), ["unknown array 'batch_means'"]),
         (
