@@ -1,6 +1,7 @@
-"""Batch normalisation training operators for CPUs, and their gradient.
+"""Batch normalisation and its gradient on CPUs.
 
-The operators are nGraph's, under its names: :func:`batch_norm_training_backprop` is ``BatchNormTrainingBackprop``.
+The operators and their names come from the nGraph operator set: :func:`batch_norm_training_backprop` is
+``BatchNormTrainingBackprop``.
 """
 
 try:

@@ -43,7 +43,7 @@ class BatchNormTrainingResult(NamedTuple, Generic[Tensor, Vector]):
 
 
 class BatchNormTrainingBackpropResult(NamedTuple, Generic[InputDelta, GammaDelta, BetaDelta]):
-    """What :func:`bnbp.batch_norm_training_backprop` returns; ``None`` where ``output_mask`` left an output out."""
+    """What :func:`bnbp.batch_norm_training_backprop` returns. Outputs that ``output_mask`` leaves out are ``None``."""
 
     #: Gradient with respect to ``input``; its shape and type.
     input_delta: InputDelta
@@ -54,7 +54,10 @@ class BatchNormTrainingBackpropResult(NamedTuple, Generic[InputDelta, GammaDelta
 
 
 class BatchNormTrainingBackpropAddendResult(NamedTuple, Generic[InputDelta, GammaDelta, BetaDelta, AddendDelta]):
-    """What :func:`bnbp.batch_norm_training_backprop` returns with ``addend=True``; ``None`` as there."""
+    """What :func:`bnbp.batch_norm_training_backprop` returns with ``addend=True``.
+
+    Outputs that ``output_mask`` leaves out are ``None``.
+    """
 
     #: Gradient with respect to ``input``; its shape and type.
     input_delta: InputDelta
@@ -67,9 +70,9 @@ class BatchNormTrainingBackpropAddendResult(NamedTuple, Generic[InputDelta, Gamm
 
 
 class BatchNormStatistics(NamedTuple):
-    """What :func:`bnbp.batch_norm_training_statistics` returns, of a batch or of a part of one."""
+    """What :func:`bnbp.batch_norm_training_statistics` returns, for a batch or for a part of one."""
 
-    #: Elements of a channel.
+    #: Number of elements of a channel.
     count: int  # type: ignore[assignment]  # it hides tuple.count
     #: Mean of each channel, shape (C,), float64; NaN if there are no elements.
     mean: NDArray[np.float64]
@@ -83,7 +86,7 @@ class BatchNormStatistics(NamedTuple):
 
 
 class BatchNormTrainingBackpropSums(NamedTuple):
-    """What :func:`bnbp.batch_norm_training_backprop_reduce` returns; the sums of two parts of a batch can be added."""
+    """What :func:`bnbp.batch_norm_training_backprop_reduce` returns. Add the sums of the parts of a batch."""
 
     #: Sum of ``normalized_delta`` over each channel, shape (C,), float64.
     delta_sum: NDArray[np.float64]

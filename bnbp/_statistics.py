@@ -21,15 +21,6 @@ Part = tuple[int, Array, Array]
 def merge_statistics(*parts: Part | Iterable[Part]) -> BatchNormStatistics:
     r"""Merge the statistics of the parts of a batch into the statistics of the whole batch.
 
-    The parts have the counts :math:`m_k`, the means :math:`\mu_k` and the sums of squared deviations :math:`s_k`. The
-    whole batch has
-
-    .. math::
-
-       m &= \sum_k m_k \\
-       \mu &= \frac1m \sum_k m_k \mu_k \\
-       s &= \sum_k \left( s_k + m_k (\mu_k - \mu)^2 \right) .
-
     Parameters
     ----------
     *parts : tuple of (int, ndarray, ndarray)
@@ -51,6 +42,15 @@ def merge_statistics(*parts: Part | Iterable[Part]) -> BatchNormStatistics:
 
     Notes
     -----
+    With the counts :math:`m_k` of the parts, their means :math:`\mu_k` and their sums of squared deviations
+    :math:`s_k`,
+
+    .. math::
+
+       m = \sum_k m_k, \qquad
+       \mu = \frac1m \sum_k m_k \mu_k, \qquad
+       s = \sum_k \left( s_k + m_k (\mu_k - \mu)^2 \right) .
+
     The sums are computed in twice the precision of float64, in the order of the arguments, and rounded once, at the
     end. So the result has no more error than the parts have, for any number of parts. The same parts in the same order
     give the same bits. The formulas are the symmetric form of the formulas of T. F. Chan, G. H. Golub and R. J.

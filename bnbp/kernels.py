@@ -1,10 +1,11 @@
 """The C function table for code that is compiled in Python, as ``bnbp/kernels.h`` declares it.
 
-Numba and ctypes call the kernels through it. A kernel is a function of one pointer, to a structure with the operands'
-addresses and lengths, and returns a status. **Nothing is checked at this level.** A wrong length or type is a wrong
-result, or the end of the process.
+Numba and ctypes call the kernels through it. A kernel takes one pointer, to a structure with the operands' addresses
+and lengths, and returns a status. **Nothing is checked at this level.** A wrong length or type gives a wrong result, or
+crashes the process.
 
-The module comes with the kernels, so the structure is always theirs. Importing it fails if it is not.
+The module is installed together with the kernels, so its structures are always those of the kernels. If they ever
+differ, importing the module fails.
 """
 
 import ctypes
@@ -119,7 +120,7 @@ def _address(capsule: object) -> int:
 
 
 def _table(capsule: object) -> np.void:
-    """What the capsule of kernels points to; ImportError if this module does not describe it."""
+    """The table that the capsule points to; raises ImportError if this module does not describe it."""
     table: np.void = np.frombuffer(ctypes.string_at(_address(capsule), TABLE.itemsize), TABLE)[0]
     if table["abi"] != ABI:
         raise ImportError(

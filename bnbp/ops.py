@@ -1,6 +1,6 @@
 """The operators: what each promises, and nothing else. The rules are in C++, the arithmetic in the kernels.
 
-Types are in ``ops.pyi``, as NumPy has them: help() then starts with a signature that can be read.
+The types are in ``ops.pyi``, as in NumPy. So help() starts with a signature that can be read.
 """
 
 import numpy as np
@@ -49,38 +49,39 @@ def batch_norm_training(
 ):
     r"""Normalise each channel of a batch to mean 0 and variance 1, then scale it by gamma and shift it by beta.
 
-    It returns the normalised batch, and the mean and the variance of each channel, which the gradient needs. This is
-    nGraph's operator ``BatchNormTraining``: batch normalisation as it is in training.
+    The result is the normalised batch, and the mean and the variance of each channel, which the gradient needs. This is
+    batch normalisation as it is in training. The nGraph operator set calls it ``BatchNormTraining``.
 
     Parameters
     ----------
     input : array_like, float16, bfloat16, float32 or float64, shape (N, C, ...)
-        The batch, in any memory layout. At least two axes; the channels, at least one, are on ``channel_axis``.
+        The batch, in any memory layout. It has at least two axes, and at least one channel on ``channel_axis``.
     gamma, beta : array_like, shape (C,), type of `input` or, if that has 16 bits, float32; or None
-        Scale and shift of each channel. None stands for ones and zeros. Both have one type, the parameters' type,
-        which the first one given decides; without either it is that of `input`.
+        Scale and shift of each channel. None stands for ones and zeros. The first of the two that is given sets the
+        type of both, the parameters' type. If neither is given, the parameters' type is the type of `input`.
     epsilon : float, default 1e-5
         Added to the variance before the square root; finite and not negative.
     activation : {None, "relu", "relu6"}, default None
-        What is applied to the result: nothing, :math:`\max(y, 0)` or :math:`\min(\max(y, 0), 6)`. NaN stays NaN. With
-        one, mean and variance are rounded to the parameters' type before they are used.
+        The activation to apply to the result: none, :math:`\max(y, 0)` or :math:`\min(\max(y, 0), 6)`. NaN stays NaN.
+        With an activation, the mean and the variance are rounded to the parameters' type before they are used.
     addend : array_like, shape and type of `input`, optional
-        A tensor that is added before the activation, in any memory layout.
+        A tensor to add before the activation, in any memory layout.
     channel_axis : int, default 1
         The axis of the channels; negative values count from the end. -1 is channels-last.
     out : sequence of (ndarray or None), optional
-        An array, or None, for each output, such as an earlier result; of its shape and type, in any memory layout.
-        ``out[0]`` may be `input` or `addend` itself (in place); any other overlap is refused.
+        For each output an array to write it into, such as an earlier result, or None. The array has the shape and type
+        of the output, and any memory layout. ``out[0]`` may be `input` or `addend` itself, to work in place. Any other
+        overlap is refused.
     num_threads : int, optional
-        Upper limit of the number of threads. Left out: ``BNBP_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the
-        CPUs that the process may use. The result does not depend on it.
+        Upper limit for the number of threads. The default is ``BNBP_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the
+        number of CPUs that the process may use. The result does not depend on it.
 
     Returns
     -------
     BatchNormTrainingResult
         Named tuple of ``normalized`` (shape and type of `input`, and its order of axes in memory), ``batch_mean`` and
-        ``batch_variance`` (shape (C,), the parameters' type). The variance is the biased one, divided by :math:`m`; of
-        an empty batch both are NaN.
+        ``batch_variance`` (shape (C,), the parameters' type). The variance is biased: it is divided by :math:`m`, the
+        number of elements of a channel. For an empty batch, the mean and the variance are NaN.
 
     Raises
     ------
@@ -100,9 +101,10 @@ def batch_norm_training(
        \mu &= \frac1m \sum_i \mathtt{input}_i \\
        \sigma^2 &= \frac1m \sum_i (\mathtt{input}_i - \mu)^2 .
 
-    Mean and variance are accumulated in float64 for all types, and compensated where the data is float64 too. They are
-    computed for chunks of the channel and merged [1]_, so nothing cancels: a constant channel has variance exactly 0.
-    ``normalized`` is computed in the type of the data; for 16-bit types in float32, rounded once at the end.
+    The mean and the variance are accumulated in float64 for all types. For float64 data, their sums are compensated
+    too. Both are computed for chunks of the channel and then merged [1]_, so nothing cancels: a constant channel has
+    variance exactly 0. ``normalized`` is computed in the type of the data. For 16-bit types, it is computed in float32
+    and rounded once at the end.
 
     References
     ----------
@@ -140,58 +142,59 @@ def batch_norm_training_backprop(
     out=None,
     num_threads=None,
 ):
-    r"""Compute the gradients of batch normalisation in training: those with respect to input, gamma and beta.
+    r"""Compute the gradients of batch normalisation in training, with respect to input, gamma and beta.
 
-    They are those of :func:`batch_norm_training`, from the gradient with respect to its output, `normalized_delta`. The
-    mean and the variance depend on the input too, and the gradient goes through them. This is nGraph's operator
-    ``BatchNormTrainingBackprop``.
+    This is the backward pass of :func:`batch_norm_training`. It starts from `normalized_delta`, the gradient of the
+    loss with respect to the normalised output. The mean and the variance depend on the input too, and the gradient goes
+    through them. The nGraph operator set calls the operator ``BatchNormTrainingBackprop``.
 
     Parameters
     ----------
     input : array_like, float16, bfloat16, float32 or float64, shape (N, C, ...)
-        What :func:`batch_norm_training` was given. At least two axes; the channels are on ``channel_axis``.
+        The input of :func:`batch_norm_training`. It has at least two axes; the channels are on ``channel_axis``.
     gamma : array_like, shape (C,), type of `input` or, if that has 16 bits, float32; or None
-        Scale of each channel. None stands for ones. `gamma`, `beta`, `mean` and `variance` have one type, the
-        parameters' type, which the first one given decides.
+        Scale of each channel. None stands for ones. The first of `gamma`, `beta`, `mean` and `variance` that is given
+        sets the type of all four, the parameters' type.
     beta : array_like, shape (C,), the parameters' type; or None
-        Shift of each channel. Only where an activation is flat depends on it. None stands for zeros.
+        Shift of each channel. None stands for zeros. Only an activation uses it: it affects at
+        which elements the activation is flat.
     mean, variance : array_like, shape (C,), the parameters' type
         The batch's own mean and biased variance, as :func:`batch_norm_training` returned them.
     normalized_delta : array_like, shape and type of `input`
-        Gradient of the loss with respect to the normalised output. It and `input` each have any memory layout.
+        Gradient of the loss with respect to the normalised output. It may have any memory layout, and so may `input`.
     epsilon : float, default 1e-5
         As in the forward operator; finite and not negative. A channel with ``variance + epsilon`` = 0 follows IEEE
-        arithmetic: its results are infinite or NaN, those of the other channels are not touched.
+        arithmetic: its results are infinite or NaN. The other channels are not affected.
     activation : {None, "relu", "relu6"}, default None
-        What the forward operator applied. `normalized_delta` is then taken for 0 where its output is not above 0 or,
-        for "relu6", not below 6. Where the output is NaN, the gradient passes.
+        The activation that the forward operator applied. `normalized_delta` is then taken as 0 where the forward output
+        is not above 0 or, for "relu6", not below 6. Where the forward output is NaN, the gradient passes.
     normalized : array_like, shape and type of `input`, optional
-        The forward operator's output. Without it, that output is computed again from the other arguments, bit for bit,
-        which reads nothing more. With an activation and an addend, it must be given.
+        The forward operator's output. If it is left out, it is computed again from the other arguments, bit for bit,
+        and without reading anything more. With an activation and an addend, it must be given.
     addend : bool, default False
-        Whether the forward operator had an addend. Its gradient, ``addend_delta``, is then the fourth output.
+        Whether the forward operator had an addend. If so, the fourth output is ``addend_delta``, its gradient.
     channel_axis : int, default 1
         The axis of the channels; negative values count from the end. -1 is channels-last.
     output_mask : sequence of three bool, or with `addend` four, optional
-        Which outputs to compute; all, if left out. The others come back as None, and what they are given in `out` is
-        left alone. A type checker knows which are None where the mask is written out, as in ``(True, False, False)``.
-        Without ``input_delta`` and ``addend_delta`` the tensors are read once and none is written.
+        Which outputs to compute; by default all. The others are returned as None, and their arrays in `out` are left
+        alone. If the mask is written out, as in ``(True, False, False)``, a type checker knows which outputs are None.
+        Without ``input_delta`` and ``addend_delta``, the tensors are read once and none is written.
     out : sequence of (ndarray or None), optional
-        An array, or None, for each output, such as an earlier result; of its shape and type, in any memory layout.
-        ``out[0]``, and ``out[3]`` too, may be one of the tensors that are read, itself (in place); any other overlap is
-        refused.
+        For each output an array to write it into, such as an earlier result, or None. The array has the shape and type
+        of the output, and any memory layout. ``out[0]`` and ``out[3]`` may each be one of the tensors that are read, to
+        work in place. Any other overlap is refused.
     num_threads : int, optional
-        Upper limit of the number of threads. Left out: ``BNBP_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the
-        CPUs that the process may use. The result does not depend on it.
+        Upper limit for the number of threads. The default is ``BNBP_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the
+        number of CPUs that the process may use. The result does not depend on it.
 
     Returns
     -------
     BatchNormTrainingBackpropResult
         Named tuple of ``input_delta`` (shape and type of `input`, and its order of axes in memory), ``gamma_delta`` and
-        ``beta_delta`` (shape (C,), the parameters' type). With `addend` it is a
-        BatchNormTrainingBackpropAddendResult, which has ``addend_delta`` too, of shape and type of `input`. For an
-        empty batch the sums are 0; with one element in a channel, ``input_delta`` is exactly 0, because the output does
-        not depend on it.
+        ``beta_delta`` (shape (C,), the parameters' type). With `addend`, it is a BatchNormTrainingBackpropAddendResult,
+        which also has ``addend_delta``, with the shape and type of `input`. For an empty batch, ``gamma_delta`` and
+        ``beta_delta`` are 0. With one element in a channel, ``input_delta`` is exactly 0, because the output does not
+        depend on that element.
 
     Raises
     ------
@@ -200,7 +203,7 @@ def batch_norm_training_backprop(
         memory. The message names the argument.
     ValueError
         If a shape, `epsilon`, `activation`, `channel_axis`, `output_mask`, `num_threads` or `out` is not acceptable, or
-        `normalized` is missing. Every check comes before the first write.
+        if `normalized` is missing. All checks come before the first write.
 
     Notes
     -----
@@ -215,11 +218,11 @@ def batch_norm_training_backprop(
        \mathtt{input\_delta}_i &= \gamma \, \mathtt{inv\_std} \Bigl( \mathtt{normalized\_delta}_i \\
            &\qquad - \frac{\mathtt{beta\_delta}}{m} - \hat x_i \, \frac{\mathtt{gamma\_delta}}{m} \Bigr) .
 
-    The gradient is that of S. Ioffe and C. Szegedy, "Batch normalization", 2015 (arXiv:1502.03167), section 3, in the
-    simplified form that the operator reference derives. The sums of float32 data are in float64, and those of float64
-    data are compensated, which makes them right to the last place or so. Those of 16-bit data are within 2^-20 of the
-    sum of their terms' magnitudes, before they are rounded to the parameters' type. ``input_delta`` is computed in the
-    type of the data; for 16-bit types it is computed in float32 and rounded once at the end.
+    The formulas are from S. Ioffe and C. Szegedy, "Batch normalization", 2015 (arXiv:1502.03167), section 3, in the
+    simplified form that the operator reference derives. Sums over float32 data are in float64, and sums over float64
+    data are compensated. This makes them right to the last place or so. The error of sums over 16-bit data is within
+    2^-20 times the sum of their terms' magnitudes, before they are rounded to the parameters' type. ``input_delta`` is
+    computed in the type of the data. For 16-bit types, it is computed in float32 and rounded once at the end.
 
     Examples
     --------
@@ -255,24 +258,24 @@ def batch_norm_training_backprop(
 def batch_norm_training_statistics(input, *, channel_axis=1, num_threads=None):
     """Compute the mean and the squared deviations of each channel, over a batch or over a part of one.
 
-    :func:`merge_statistics` puts the parts together.
+    :func:`merge_statistics` merges the statistics of the parts.
 
     Parameters
     ----------
     input : array_like, float16, bfloat16, float32 or float64, shape (N, C, ...)
-        The batch or a part of it, in any memory layout. At least two axes; the channels, at least one, are on
+        The batch or a part of it, in any memory layout. It has at least two axes, and at least one channel on
         ``channel_axis``.
     channel_axis : int, default 1
         The axis of the channels; negative values count from the end. -1 is channels-last.
     num_threads : int, optional
-        Upper limit of the number of threads, as in :func:`batch_norm_training`.
+        Upper limit for the number of threads, as in :func:`batch_norm_training`.
 
     Returns
     -------
     BatchNormStatistics
-        Named tuple of ``count``, the number of elements of a channel, ``mean`` and ``m2``, the sum of the squared
-        deviations from the mean: float64, shape (C,). Its property ``variance`` is ``m2 / count``, the biased variance.
-        Without elements, the mean is NaN and ``m2`` is 0.
+        Named tuple of ``count``, ``mean`` and ``m2``. ``count`` is the number of elements of a channel. ``m2`` is the
+        sum of the squared deviations from ``mean``; both are float64, shape (C,). The property ``variance`` is
+        ``m2 / count``, the biased variance. Without elements, ``mean`` is NaN and ``m2`` is 0.
 
     Raises
     ------
@@ -283,7 +286,7 @@ def batch_norm_training_statistics(input, *, channel_axis=1, num_threads=None):
 
     See Also
     --------
-    merge_statistics : Statistics of a whole batch from those of its parts.
+    merge_statistics : Merges the statistics of the parts of a batch.
     batch_norm_inference : Normalises a part with the statistics of the whole, rounded to the parameters' type.
 
     Examples
@@ -316,35 +319,34 @@ def batch_norm_training_backprop_reduce(
 ):
     r"""Compute the sums that the gradient needs, over a batch or over a part of one.
 
-    This is the first half of :func:`batch_norm_training_backprop`. The sums of the parts of a batch are added, and
-    :func:`batch_norm_training_backprop_apply` makes the gradient of each part from them.
+    This is the first half of :func:`batch_norm_training_backprop`. Add the sums of the parts of a batch, and pass them
+    to :func:`batch_norm_training_backprop_apply`, which computes the gradient of each part.
 
     Parameters
     ----------
     input : array_like, float16, bfloat16, float32 or float64, shape (N, C, ...)
-        The batch or a part of it. At least two axes; the channels are on ``channel_axis``.
+        The batch or a part of it. It has at least two axes; the channels are on ``channel_axis``.
     mean : array_like, shape (C,), type of `input` or, if that has 16 bits, float32
-        The mean of the whole batch; the same as :func:`batch_norm_training_backprop_apply` is given.
+        The mean of the whole batch. Pass the same to :func:`batch_norm_training_backprop_apply`.
     normalized_delta : array_like, shape and type of `input`
-        Gradient of the loss with respect to the normalised output. It and `input` each have any memory layout.
+        Gradient of the loss with respect to the normalised output. It may have any memory layout, and so may `input`.
     gamma, beta, variance : array_like, shape (C,), the parameters' type; or None
-        As in :func:`batch_norm_training_backprop`. Only an activation needs them, where `normalized` is not given.
+        As in :func:`batch_norm_training_backprop`. They are needed only with an activation and without `normalized`.
     epsilon : float, default 1e-5
-        As in the forward operator; likewise.
+        As in the forward operator. It is needed only with an activation and without `normalized`.
     activation, normalized, addend
-        As in :func:`batch_norm_training_backprop`. The sums are those of `normalized_delta` where the activation is not
-        flat.
+        As in :func:`batch_norm_training_backprop`. The sums leave out the elements at which the activation is flat.
     channel_axis : int, default 1
         The axis of the channels; negative values count from the end. -1 is channels-last.
     num_threads : int, optional
-        Upper limit of the number of threads, as in :func:`batch_norm_training`.
+        Upper limit for the number of threads, as in :func:`batch_norm_training`.
 
     Returns
     -------
     BatchNormTrainingBackpropSums
-        Named tuple of ``delta_sum`` and ``delta_centered_sum``: float64, shape (C,). For float32 data the error of each
-        is less than 2^-44 of the sum of its terms' magnitudes, for 16-bit data less than 2^-20 of it. For float64 data
-        the sums are compensated, and right to the last place or so unless the terms cancel.
+        Named tuple of ``delta_sum`` and ``delta_centered_sum``: float64, shape (C,). The error of each sum is less than
+        2^-44 times the sum of its terms' magnitudes for float32 data, and less than 2^-20 times that sum for 16-bit
+        data. For float64 data, the sums are compensated, and right to the last place or so unless the terms cancel.
 
     Raises
     ------
@@ -352,8 +354,8 @@ def batch_norm_training_backprop_reduce(
         If an element type is not accepted, the types of two arguments do not match, or a tensor is not in the CPU's
         memory. The message names the argument.
     ValueError
-        If a shape, `epsilon`, `activation`, `channel_axis` or `num_threads` is not acceptable, or an activation has
-        neither `normalized` nor `variance`.
+        If a shape, `epsilon`, `activation`, `channel_axis` or `num_threads` is not acceptable, or if an
+        activation is given with neither `normalized` nor `variance`.
 
     Notes
     -----
@@ -417,30 +419,31 @@ def batch_norm_training_backprop_apply(
     Parameters
     ----------
     input, gamma, beta, mean, variance, normalized_delta : array_like
-        As in :func:`batch_norm_training_backprop`, of the batch or of a part of it; `mean` and `variance` are those of
-        the whole batch.
+        As in :func:`batch_norm_training_backprop`, for the batch or for a part of it. `mean` and `variance` are the
+        statistics of the whole batch.
     delta_sum, delta_centered_sum : array_like, float64, shape (C,)
         The sums of :func:`batch_norm_training_backprop_reduce` over the whole batch.
     count : int
-        Number of elements of a channel in the whole batch; at least that of `input`.
+        Number of elements of a channel in the whole batch. It is at least the number in `input`.
     epsilon, activation, normalized, addend, channel_axis, output_mask, out, num_threads
-        As in :func:`batch_norm_training_backprop`; the activation as in the first half.
+        As in :func:`batch_norm_training_backprop`. The activation is the same as in the first half.
 
     Returns
     -------
     BatchNormTrainingBackpropResult
-        Named tuple of ``input_delta`` of this part, and ``gamma_delta`` and ``beta_delta`` of the whole batch; types as
-        in :func:`batch_norm_training_backprop`.
+        Named tuple of ``input_delta`` of this part, and ``gamma_delta`` and ``beta_delta`` of the whole batch. The
+        types are the same as in :func:`batch_norm_training_backprop`.
 
     Raises
     ------
     TypeError, ValueError
-        As :func:`batch_norm_training_backprop`, and if `count` is not an integer, or less than `input` has.
+        As :func:`batch_norm_training_backprop`, and if `count` is not an integer, or is less than the number of
+        elements that a channel of `input` has.
 
     Notes
     -----
     With :math:`m` = `count`, :math:`\mathtt{beta\_delta}` = `delta_sum` and :math:`\mathtt{gamma\_delta}` =
-    `delta_centered_sum` :math:`\cdot\, \mathtt{inv\_std}`, the formula is that of
+    `delta_centered_sum` :math:`\cdot\, \mathtt{inv\_std}`, the formula is the same as in
     :func:`batch_norm_training_backprop`.
 
     Examples
@@ -498,36 +501,36 @@ def batch_norm_inference(
 ):
     r"""Normalise each channel with a given mean and variance, then scale it by gamma and shift it by beta.
 
-    This is nGraph's operator ``BatchNormInference``: batch normalisation of a network that is trained.
+    This is batch normalisation in a network that is trained. The nGraph operator set calls it ``BatchNormInference``.
 
     Parameters
     ----------
     input : array_like, float16, bfloat16, float32 or float64, shape (N, C, ...)
-        In any memory layout. At least two axes; the channels, at least one, are on ``channel_axis``.
+        The batch, in any memory layout. It has at least two axes, and at least one channel on ``channel_axis``.
     gamma, beta : array_like, shape (C,), type of `input` or, if that has 16 bits, float32; or None
-        Scale and shift of each channel. None stands for ones and zeros. `gamma`, `beta`, `mean` and `variance` have one
-        type, the parameters' type, which the first one given decides.
+        Scale and shift of each channel. None stands for ones and zeros. The first of `gamma`, `beta`, `mean` and
+        `variance` that is given sets the type of all four, the parameters' type.
     mean, variance : array_like, shape (C,), the parameters' type
         Statistics to normalise with, such as running averages gathered in training.
     epsilon : float, default 1e-5
         Added to the variance before the square root; finite and not negative.
     activation : {None, "relu", "relu6"}, default None
-        What is applied to the result: nothing, :math:`\max(y, 0)` or :math:`\min(\max(y, 0), 6)`. NaN stays NaN.
+        The activation to apply to the result: none, :math:`\max(y, 0)` or :math:`\min(\max(y, 0), 6)`. NaN stays NaN.
     addend : array_like, shape and type of `input`, optional
-        A tensor that is added before the activation, in any memory layout.
+        A tensor to add before the activation, in any memory layout.
     channel_axis : int, default 1
         The axis of the channels; negative values count from the end. -1 is channels-last.
     out : ndarray, optional
-        Where to put the result, an array of its shape and type in any memory layout; may be `input` or `addend` itself
-        (in place), any other overlap is refused. A sequence of one array or None is taken as well.
+        An array to write the result into, with its shape and type and any memory layout. It may be `input` or `addend`
+        itself, to work in place. Any other overlap is refused. A sequence of one array or None is accepted too.
     num_threads : int, optional
-        Upper limit of the number of threads. Left out: ``BNBP_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the
-        CPUs that the process may use. The result does not depend on it.
+        Upper limit for the number of threads. The default is ``BNBP_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the
+        number of CPUs that the process may use. The result does not depend on it.
 
     Returns
     -------
     ndarray
-        ``normalized``, with shape and type of `input`, and its order of axes in memory.
+        ``normalized``, with the shape and type of `input`, and its order of axes in memory.
 
     Raises
     ------
@@ -544,8 +547,8 @@ def batch_norm_inference(
        \mathtt{normalized}_i = \gamma \, \frac{\mathtt{input}_i - \mathtt{mean}}{\sqrt{\mathtt{variance} + \epsilon}}
        + \beta
 
-    The scale is computed in float64 and rounded once,
-    the rest in the type of the data; for 16-bit types in float32, rounded once at the end.
+    The scale is computed in float64 and rounded once. The rest is computed in the type of the data. For 16-bit types,
+    it is computed in float32 and rounded once at the end.
 
     Examples
     --------
@@ -578,24 +581,24 @@ def batch_norm_inference_backprop(
     out=None,
     num_threads=None,
 ):
-    r"""Compute the gradients of batch normalisation with given statistics: with respect to input, gamma and beta.
+    r"""Compute the gradients of batch normalisation with given statistics, with respect to input, gamma and beta.
 
-    They are those of :func:`batch_norm_inference`. The mean and the variance are constants here, as in fine-tuning with
-    frozen statistics. nGraph has no such operator. Arguments, results and errors are those of
-    :func:`batch_norm_training_backprop`.
+    This is the backward pass of :func:`batch_norm_inference`. The mean and the variance are constants here, as in
+    fine-tuning with frozen statistics. nGraph has no such operator. The arguments, results and errors are the same as
+    in :func:`batch_norm_training_backprop`.
 
     Parameters
     ----------
     input, gamma, beta, mean, variance, normalized_delta, epsilon
-        As in :func:`batch_norm_training_backprop`; `mean` and `variance` may be any. For ``input_delta`` alone,
-        without an activation, `normalized_delta` is the only tensor that is read.
+        As in :func:`batch_norm_training_backprop`; `mean` and `variance` may be any. For ``input_delta`` alone, and
+        without an activation, only the tensor `normalized_delta` is read.
     activation, normalized, addend, channel_axis, output_mask, out, num_threads
-        As there.
+        As in :func:`batch_norm_training_backprop`.
 
     Returns
     -------
     BatchNormTrainingBackpropResult
-        Named tuple of ``input_delta``, ``gamma_delta`` and ``beta_delta``; types as there.
+        Named tuple of ``input_delta``, ``gamma_delta`` and ``beta_delta``, as in :func:`batch_norm_training_backprop`.
 
     Raises
     ------
@@ -604,7 +607,7 @@ def batch_norm_inference_backprop(
 
     Notes
     -----
-    ``gamma_delta`` and ``beta_delta`` have the formulas of :func:`batch_norm_training_backprop`, and
+    ``gamma_delta`` and ``beta_delta`` have the same formulas as in :func:`batch_norm_training_backprop`, and
 
     .. math::
 

@@ -1,8 +1,8 @@
 """The operators in plain NumPy: slow, readable, and the oracle of the tests.
 
-The functions have the names, arguments and results of :mod:`bnbp`'s own, and none of its checks and speed. Of its
-options they have all but `out` and `num_threads`. Everything is computed and returned in float64, whatever comes in.
-Read them beside the mathematical definitions in the operator reference; each line is one formula.
+The functions have the same names, arguments and results as the functions of :mod:`bnbp`, but not their checks or their
+speed. They have all options except `out` and `num_threads`. They compute and return everything in float64, whatever the
+type of the input. Read them beside the mathematical definitions in the operator reference: each line is one formula.
 
 >>> import numpy as np
 >>> from bnbp import reference
@@ -41,7 +41,7 @@ __all__ = [
 
 Array = NDArray[np.float64]
 Activation = Literal["relu", "relu6"]
-# With an addend it is a BatchNormTrainingBackpropAddendResult; as Any, so that nobody must ask which of the two.
+# With an addend it is a BatchNormTrainingBackpropAddendResult. That is Any here, so that nobody must ask which it is.
 GradientResult = BatchNormTrainingBackpropResult[Array, Array, Array] | Any
 
 
@@ -80,13 +80,13 @@ def batch_norm_training_statistics(input: ArrayLike, *, channel_axis: int = 1) -
 
 
 def merge_statistics(*parts: BatchNormStatistics | Iterable[BatchNormStatistics]) -> BatchNormStatistics:
-    """Statistics of the parts of a batch, as those of the whole; see :func:`bnbp.merge_statistics`."""
+    """Merge the statistics of the parts of a batch; see :func:`bnbp.merge_statistics`."""
     given = [part for group in parts for part in ([group] if isinstance(group, BatchNormStatistics) else group)]
     filled = [part for part in given if part.count]
     if not filled:
         return given[0]
     count = sum(part.count for part in filled)
-    first = filled[0].mean  # from which the others are measured: where all are the same, nothing is rounded
+    first = filled[0].mean  # the others are measured from it: if all are the same, nothing is rounded
     with np.errstate(invalid="ignore"):
         mean = first + np.sum([part.count * (part.mean - first) for part in filled], axis=0) / count
         m2 = np.sum([part.m2 + part.count * (part.mean - mean) ** 2 for part in filled], axis=0)
@@ -134,7 +134,7 @@ def batch_norm_training_backprop_reduce(
     addend: bool = False,
     channel_axis: int = 1,
 ) -> BatchNormTrainingBackpropSums:
-    """Sums of a batch or of a part of one; see :func:`bnbp.batch_norm_training_backprop_reduce`."""
+    """Sums that the gradient needs, over a batch or a part; see :func:`bnbp.batch_norm_training_backprop_reduce`."""
     x, forward = np.asarray(input, np.float64), (input, gamma, beta, mean, variance)
     dy = _delta_before_activation(*forward, normalized_delta, epsilon, activation, normalized, channel_axis)
     with np.errstate(invalid="ignore"):
@@ -242,12 +242,12 @@ def _delta_before_activation(
     normalized: ArrayLike | None,
     channel_axis: int,
 ) -> Array:
-    """The gradient with respect to what the activation was given: 0 where the activation is flat."""
+    """The gradient with respect to the input of the activation: 0 where the activation is flat."""
     dy = np.array(normalized_delta, np.float64)
     if activation is None:
         return dy
     if normalized is None:
-        assert variance is not None, "variance: it, or normalized, tells where the activation is flat"
+        assert variance is not None, "variance: expected an array, because normalized is not given, got None"
         normalized = batch_norm_inference(input, gamma, beta, mean, variance, epsilon, channel_axis=channel_axis)
     y = np.asarray(normalized, np.float64)
     flat = (y <= 0) | (y >= 6) if activation == "relu6" else y <= 0  # not where y is NaN

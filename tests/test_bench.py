@@ -796,7 +796,7 @@ sys.exit(main())
         ("--peer none --peer numpy", 2, "none does not go with others"),
         ("--dtype float8", 2, "'float32'"),
         ("--activation gelu", 2, "'relu', 'relu6'"),
-        ("--addend", 2, "it goes with --activation"),
+        ("--addend", 2, "it needs --activation"),
         ("--plot plot.txt", 2, ".png"),
         ("--json same.png --plot same.png", 2, "it is the file of --json"),
         ("--json there.json", 1, "it exists; --force replaces it"),

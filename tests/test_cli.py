@@ -415,7 +415,7 @@ def test_the_installed_command_is_the_same(tmp_path):
         (["run", "in.npz", "-o", "out.npz", "--op", "training", "--addend"], "training adds the array addend if there"),
         (["run", "in.npz", "-o", "out.npz", "--colour"], "--colour"),
         (["run", ".", "-o", "out.npz"], "the results of a folder are saved in a folder"),
-        (["bench", "--addend"], "it goes with --activation"),
+        (["bench", "--addend"], "it needs --activation"),
         (["demo", "--epochs", "0"], "--epochs"),
         (["demo", "--plot", "plot.txt"], ".png"),
     ],
@@ -436,6 +436,24 @@ def test_an_instruction_set_that_there_is_not(tmp_path, command):
     assert done.stderr.splitlines()[-1].startswith("ImportError: BNBP_ISA: expected one of ")
 
 
+def test_a_source_folder_without_the_core_is_one_line(tmp_path):
+    package = Path(bnbp.__file__).parent
+    for source in (package / "__init__.py", *package.glob("_*.py"), *package.glob("engine/*.py")):
+        copy = tmp_path / "bnbp" / source.relative_to(package)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(source.read_bytes())
+    code = """import sys
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]  # would find the core
+sys.path.insert(0, "")
+sys.argv[0] = "/bin/bnbp"
+import bnbp"""
+    message = assert_refused(
+        tmp_path, "info", program=["-c", code], env={"PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
+    )
+    assert message.startswith("bnbp: the compiled core is missing. ")
+    assert "pip install -e ." in message
+
+
 # What it refuses: the arrays
 
 
@@ -452,7 +470,10 @@ def changed(**arrays):
     [
         (without("input"), ["in.npz: missing input", "normalized_delta"]),
         (without("mean", "variance"), ["missing mean, variance;"]),
-        (changed(gama=np.ones(3)), ["unknown array 'gama' (is it gamma?)", "input, gamma, beta, mean, variance"]),
+        (
+            changed(gama=np.ones(3)),
+            ["unknown array 'gama' (did you mean gamma?)", "input, gamma, beta, mean, variance"],
+        ),
         (lambda arrays: {"arr_0": arrays["input"]}, ["unknown array 'arr_0'"]),
         (changed(batch_means=np.ones(3)), ["unknown array 'batch_means'"]),
         (

@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -259,10 +258,9 @@ def test_operator_pages_have_the_outputs_of_the_results() -> None:
     assert column(rows(OPERATORS["BatchNormInference"][0], "Outputs")) == ["normalized"]
 
 
-def test_versions_agree() -> None:
+def test_the_site_has_the_version() -> None:
     conf = runpy.run_path(str(DOCS / "conf.py"))
-    project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text("utf-8"))["project"]
-    assert conf["release"] == conf["version"] == bnbp.__version__ == project["version"]
+    assert conf["release"] == conf["version"] == bnbp.__version__
 
 
 # ---------------------------------------------------------------- the formulas, executed as they stand

@@ -51,13 +51,14 @@ def test_help_starts_with_one_line_of_signature_and_a_sentence(name):
     assert re.fullmatch(r"    [A-Z][^`\\]+\.", sentence)  # neither markup nor formulas
 
 
-@pytest.mark.parametrize("name", bnbp.ops.__all__)
+@pytest.mark.parametrize("name", MODULES)
 def test_formulas_come_after_what_there_is_to_give(name):
-    text = inspect.getdoc(getattr(bnbp, name))
-    before, _, after = text.partition("\nParameters\n")
-    assert ":math:" not in before
-    assert ".. math::" not in before
-    assert ".. math::" not in after.partition("\nNotes\n")[0]
+    for function in functions_of(name):
+        before, _, after = inspect.getdoc(function).partition("\nParameters\n")
+        assert before[0].isupper()
+        assert ":math:" not in before
+        assert ".. math::" not in before
+        assert ".. math::" not in after.partition("\nNotes\n")[0]
 
 
 def test_an_input_is_enough():

@@ -165,8 +165,8 @@ def test_processes_that_see_different_things(tmp_path):
         save_folder(tmp_path / name / "in")
     np.save(tmp_path / "1" / "in" / "variance.npy", np.ones(3, np.float32))
     for event, says in (
-        ("os.chdir(str(rank))", "process 1 sees another variance than process 0"),
-        ("rank and sys.argv.extend(['--epsilon', '0.5'])", "process 1 was given another epsilon than process 0"),
+        ("os.chdir(str(rank))", "process 1 sees a different variance from process 0"),
+        ("rank and sys.argv.extend(['--epsilon', '0.5'])", "process 1 was given a different epsilon from process 0"),
     ):
         program = PROGRAM.format(event="pass").replace("sys.exit", f"{event}\nsys.exit")
         folder = "in" if "chdir" in event else "0/in"

@@ -367,8 +367,8 @@ def a_pipe(folder):
     ("change", "says"),
     [
         (removed("input"), "in: missing input; training_backprop takes input, gamma, beta, mean,"),
-        (saved("gama", np.ones(3)), "in: unknown array 'gama' (is it gamma?); training_backprop takes input,"),
-        (saved("normalised", np.ones(3)), "in: unknown array 'normalised' (is it normalized_delta?)"),
+        (saved("gama", np.ones(3)), "in: unknown array 'gama' (did you mean gamma?); training_backprop takes input,"),
+        (saved("normalised", np.ones(3)), "in: unknown array 'normalised' (did you mean normalized_delta?)"),
         (
             saved("mean", np.ones(4, np.float32)),
             "mean: expected shape (3,) for the 3 channels of input (4, 3, 5, 6), got (4,)",

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tomllib
 from importlib.metadata import metadata
 from pathlib import Path
 
@@ -53,11 +52,9 @@ def test_the_example_of_the_readme_runs():
     assert names["dx"].shape == names["x"].shape
 
 
-def test_the_version_is_the_same_everywhere():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert bnbp.__version__ == metadata("bnbp")["Version"] == project["version"]
-    assert f"version: {project['version']}" in (ROOT / "CITATION.cff").read_text()
-    assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text()
+def test_the_package_and_the_changelog_have_the_version():
+    assert bnbp.__version__ == metadata("bnbp")["Version"]
+    assert f"\n## {bnbp.__version__} (" in (ROOT / "CHANGELOG.md").read_text()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="wraps the Unix compiler")

@@ -48,7 +48,7 @@ class Interrupted(BaseException):
 
 
 class Command(TyperCommand):
-    """A command whose help says nothing of a flag's type, and whose refusals know which command they are of."""
+    """A command whose help shows no type for a flag, and whose refusals know which command they belong to."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         """The parameters; typer would show ``<bool>`` beside a flag, as if it took a value."""
@@ -64,10 +64,10 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """The commands together, likewise."""
+    """The group of all commands. Its help shows no type for a flag either."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """The parameters, as those of a command."""
+        """The parameters, without types for flags."""
         return _without_types(super().get_params(ctx))
 
 
@@ -80,7 +80,7 @@ def _without_types(parameters: Sequence[Any]) -> list[Any]:
 
 app = typer.Typer(
     cls=Group,
-    help="Batch normalisation for CPUs, and its gradient.",
+    help="Batch normalisation and its gradient on CPUs.",
     invoke_without_command=True,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -67,13 +67,14 @@ class DType(StrEnum):
 
 def bench(
     sets: Annotated[
-        list[Shapes] | None, typer.Option("--set", help="The shapes; may be repeated.", show_default="network")
+        list[Shapes] | None, typer.Option("--set", help="A set of shapes; may be repeated.", show_default="network")
     ] = None,
     op: Annotated[
         list[Operator] | None, typer.Option(help="The operator; may be repeated.", show_default="all four")
     ] = None,
     activation: Annotated[
-        Activation | None, typer.Option(help="What follows the batch norm as a part of it.", show_default="none")
+        Activation | None,
+        typer.Option(help="The activation that follows the batch norm, as part of the operator.", show_default="none"),
     ] = None,
     addend: Annotated[
         bool, typer.Option("--addend", help="Add a tensor before the activation; compute its gradient as well.")
@@ -88,24 +89,25 @@ def bench(
     dtype: Annotated[
         DType, typer.Option(help="The type of the tensors; at 16 bits, parameters and statistics are float32.")
     ] = DType.float32,
-    rounds: Annotated[int, typer.Option(min=1, metavar="N", help="How often each candidate has its turn.")] = 10,
+    rounds: Annotated[int, typer.Option(min=1, metavar="N", help="Number of turns of each candidate.")] = 10,
     numbers: Annotated[Path | None, typer.Option("--json", metavar="PATH", help="Where to save the numbers.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="PATH", help="Where to save a plot: .png, .pdf or .svg.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
 ) -> None:
-    """Measure the operators on this machine, beside its floor and beside other implementations.
+    """Measure the operators on this machine, beside a floor and other implementations.
 
-    The floor is the time of a loop that reads and writes what the operator must and does nothing else, on the same
-    arrays and in turns with it. The network is ResNet-50 with batches of 32. No time counts before the answer is right.
+    The floor is the time of a loop that only reads and writes what the operator must. It uses the same arrays, in turns
+    with the operator. A time counts only if the answer is right.
 
-    The set cache has tensors of 8,000 to 800,000 elements, which fit the caches. There the other implementations are
-    what to compare with, and a plot of this set alone shows time per element against size.
+    `--set network` is ResNet-50 with batches of 32. `--set cache` has tensors of 8,000 to 800,000 elements, which fit
+    the caches. For these, compare with the other implementations. A plot of this set alone shows time per element
+    against size.
 
-    With an activation, the operators have it in them. Beside them are the operators without it, PyTorch's functions one
-    after the other, and the same compiled by torch.compile, which takes some seconds for each row.
+    With an activation, the operators include it. The table also has the operators without it, PyTorch's functions one
+    after the other, and the same functions compiled by torch.compile, which takes some seconds for each row.
     """
     if addend and not activation:
-        raise typer.BadParameter("it goes with --activation", param_hint="--addend")
+        raise typer.BadParameter("it needs --activation", param_hint="--addend")
     file_format = plot_format(plot) if plot else ""
     settings = Settings(
         sets=tuple(SETS) if sets and Shapes.all in sets else _names(sets or [Shapes.network]),
@@ -262,16 +264,16 @@ def _print_bench_table(rows: list[Row], settings: Settings) -> None:
         print_line(line)
 
 
-LEGEND_OF_CACHE = "/ torch is bnbp's time over PyTorch's; without PyTorch it is the fastest peer's that counts."
+LEGEND_OF_CACHE = "/ torch is bnbp's time over PyTorch's. Without PyTorch, the fastest peer takes its place."
 
 LEGEND_OF_ACTIVATION = (
-    "bnbp plain is the operator without the activation, with results that exist. The others compute the same as bnbp: "
-    "the gradients are given the forward result, which bnbp reads only where there is an addend. + read reads neither "
-    "that nor the addend again."
+    "bnbp plain is the operator without the activation, and writes into results that exist. The others compute the "
+    "same as bnbp. The gradients are given the forward result, which bnbp reads only if there is an addend. + read "
+    "reads neither the forward result nor the addend again."
 )
 
 LEGEND = (
-    "Times are medians; ratios are those of the minima and of the medians. The floor reads and writes each tensor "
-    "once, + read reads the inputs once more; * marks the one that applies. (2.0x) is twice bnbp's time. bnbp and the "
-    "floor write into results that exist, all others make new ones."
+    "Times are medians. Each ratio stands twice: of the minima, then of the medians. The floor reads and writes each "
+    "tensor once, and + read reads the inputs once more; * marks the ratio that applies. (2.0x) is twice bnbp's time. "
+    "bnbp and the floor write into results that exist, and all others make new ones."
 )

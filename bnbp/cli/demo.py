@@ -19,16 +19,16 @@ WITHOUT, WITH = "without batch norm", "with batch norm"
 
 
 def demo(
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the weights, the split and the batches.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of weights, split and batches.")] = 0,
     epochs: Annotated[int, typer.Option(min=1, metavar="N", help="How often each network sees every image.")] = 8,
     plot: Annotated[Path, typer.Option(metavar="PATH", help="Where to save the plot: .png, .pdf or .svg.")] = Path(
         "bnbp-demo.png"
     ),
-    num_threads: Annotated[int, typer.Option(min=1, metavar="N", help="Upper limit of bnbp's threads.")] = 1,
+    num_threads: Annotated[int, typer.Option(min=1, metavar="N", help="Upper limit for the number of threads.")] = 1,
 ) -> None:
     """Train a small network on images of handwritten digits, with and without batch norm, and compare.
 
-    Needs scikit-learn (the images) and matplotlib (the plot).
+    It needs scikit-learn for the images and matplotlib for the plot.
     """
     file_format = plot_format(plot)
     target = check_output(plot, force=True)
@@ -48,14 +48,14 @@ def demo(
     write_file(plot, target, True, lambda stream: network.draw_learning_curves(stream, file_format, curves))
 
     console.print(
-        f"Learning rate {network.LEARNING_RATE}, momentum {network.MOMENTUM}, batches of {network.BATCH} for both: "
-        "a high rate, but one with which the network still learns without batch norm.",
+        f"Both train with learning rate {network.LEARNING_RATE}, momentum {network.MOMENTUM} and batches of "
+        f"{network.BATCH}. The rate is high, but the network still learns without batch norm.",
         highlight=False,
     )
     console.print(_demo_table(curves, seconds, share, deviations))
     console.print(
-        "Gradient deviation: from the same network with bnbp.reference in float64, over all parameters; the largest "
-        "difference in a layer divided by the layer's largest gradient, of the worst layer.",
+        "The gradient deviation is over all parameters, from the same network with bnbp.reference in float64. It is "
+        "the largest difference in a layer divided by the layer's largest gradient, for the worst layer.",
         highlight=False,
     )
     print_line(f"plot saved in {plot}")

@@ -11,7 +11,7 @@ __all__ = ["info"]
 
 
 def info() -> None:
-    """Show the version, the instruction set, OpenMP, and the number of threads with where that number came from."""
+    """Show the version, the instruction set, OpenMP, the number of threads, and where that number came from."""
     rows = describe(bnbp.show_config("dicts"))
     width = max(len(name) for name, _ in rows)
     for name, value in rows:

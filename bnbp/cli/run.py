@@ -35,7 +35,7 @@ def run(
         Path,
         typer.Argument(
             metavar="FILE.npz|FOLDER",
-            help="Arrays by the operator's input names: an .npz file, or a folder of .npy files.",
+            help="The operator's inputs by name: an .npz file, or a folder of .npy files.",
         ),
     ],
     output: Annotated[
@@ -44,29 +44,32 @@ def run(
             "--output",
             "-o",
             metavar="OUT",
-            help="Where to save the results by output name: for a file an .npz file, whose name may leave out .npz; "
-            "for a folder a folder, which is made if need be. May be the input itself, to which they are then added.",
+            help="Where to save the results by name: an .npz file if the input is a file, a folder if it is a folder. "
+            "The name of the file may leave out .npz; the folder is made if need be. The output may be the input "
+            "itself; the results are then added to it.",
         ),
     ],
     op: Annotated[
         Operator, typer.Option(metavar="OP", help=f"The operator: {', '.join(Operator)}.")
     ] = Operator.training_backprop,
     activation: Annotated[
-        Activation | None, typer.Option(help="What follows the batch norm as a part of it.", show_default="none")
+        Activation | None,
+        typer.Option(help="The activation that follows the batch norm, as part of the operator.", show_default="none"),
     ] = None,
     addend: Annotated[
-        bool, typer.Option("--addend", help="Save the gradient of an addend as well; for the backprop operators.")
+        bool, typer.Option("--addend", help="Also save the gradient of an addend; for the backprop operators.")
     ] = False,
     epsilon: Annotated[float, typer.Option(metavar="E", help="Added to the variance.")] = 1e-5,
     channel_axis: Annotated[int, typer.Option(metavar="K", help="The axis of the channels; -1 is channels-last.")] = 1,
     num_threads: Annotated[
-        int | None, typer.Option(metavar="N", help="Upper limit of threads.", show_default="as bnbp info says")
+        int | None,
+        typer.Option(metavar="N", help="Upper limit for the number of threads.", show_default="as bnbp info says"),
     ] = None,
     comm: Annotated[
         Comm | None,
         typer.Option(
             metavar="none|mpi",
-            help="Share the work among the processes of mpirun, or have each do all of it.",
+            help="mpi: share the work among the processes of mpirun. none: each process does all of it.",
             show_default="mpi, if mpirun has started several",
         ),
     ] = None,
@@ -74,33 +77,35 @@ def run(
 ) -> None:
     """Run an operator on the arrays of an .npz file, or of a folder of .npy files, and save its results.
 
-    The inputs are input, gamma, beta, mean, variance and normalized_delta. training takes the first three and inference
-    the first five; gamma and beta may be left out (1 and 0). The results of training are normalized, batch_mean and
-    batch_variance, that of inference is normalized, and those of the backprop operators are input_delta, gamma_delta
-    and beta_delta.
+    The inputs are input, gamma, beta, mean, variance and normalized_delta. training takes the first three, inference
+    the first five, and the backprop operators take all six. gamma and beta may be left out; they are then 1 and 0.
+    training returns normalized, batch_mean and batch_variance. inference returns normalized. The backprop operators
+    return input_delta, gamma_delta and beta_delta.
 
-    Runs can be chained: `bnbp run F -o F --op training` adds its results to F and, as soon as normalized_delta is there
-    too, `bnbp run F -o F` takes batch_mean and batch_variance for mean and variance. If F has a mean or a variance of
-    its own, that is what is taken. What only other operators take or return is left alone. Results that exist are
-    replaced with --force, and not without it.
+    Runs can be chained. `bnbp run F -o F --op training` adds its results to F. Add normalized_delta to F, and
+    `bnbp run F -o F` takes batch_mean and batch_variance for mean and variance. If F has a mean or a variance of its
+    own, the operator takes that instead. Arrays that only other operators take or return are left alone. Results that
+    exist are replaced only with --force.
 
-    Training and inference add the array addend, if there is one, before the activation. With an activation, the
-    backprop operators take the array normalized as well, the forward operator's result. It may be left out where there
-    was no addend. With --addend they also save addend_delta.
+    training and inference add the array addend, if there is one, before the activation. With an activation, the
+    backprop operators also take the array normalized, the forward operator's result. It may be left out if there was no
+    addend. With --addend, the backprop operators also save addend_delta.
 
-    In a folder the arrays are input.npy, mean.npy and so on, and the tensors may be larger than memory: a small part of
-    each is there at a time.
+    In a folder, the arrays are input.npy, mean.npy and so on. The tensors may be larger than memory, because only a
+    small part of each is in memory at a time.
 
-    With a folder, `mpirun -n 4 bnbp run FOLDER -o OUT` shares the work among 4 processes, which all must see the same
-    folders. Each reads and writes its part of the tensors. The results have the same bits on any number of processes.
-    A program that runs under mpirun, and starts bnbp run for itself, needs `--comm none`.
+    With a folder, `mpirun -n 4 bnbp run FOLDER -o OUT` shares the work among 4 processes. All of them must see the same
+    folders. Each reads and writes its part of the tensors. Results are bit-for-bit identical for any number of
+    processes. If a program runs under mpirun, and each of its processes starts bnbp run for itself, use `--comm none`.
     """
     options: dict[str, Any] = {"epsilon": epsilon, "channel_axis": channel_axis, "num_threads": num_threads}
     options["activation"] = str(activation) if activation else None
     if is_backprop(op):
         options["addend"] = addend
     elif addend:
-        raise typer.BadParameter(f"{op} adds the array addend if there is one", param_hint="--addend")
+        raise typer.BadParameter(
+            f"only the backprop operators take it; {op} adds the array addend if there is one", param_hint="--addend"
+        )
     team = team_of(comm)
     if os.path.isdir(file):
         if output.suffix == ".npz" and not output.is_dir():
@@ -193,7 +198,7 @@ def _check_agreement(team: Team, op: Operator, files: dict[str, outofcore.NpyFil
         for mine, its, verb in zip(first, other, ("was given", "sees"), strict=True):
             for name in sorted(mine.keys() | its.keys()):
                 if mine.get(name) != its.get(name):
-                    raise Failure(f"process {rank} {verb} another {name} than process 0")
+                    raise Failure(f"process {rank} {verb} a different {name} from process 0")
 
 
 @contextmanager
@@ -236,7 +241,7 @@ def _read(path: Path, op: Operator, options: dict[str, Any], new: Collection[str
         except Exception as error:  # NumPy and zipfile have many ways to say it
             raise Failure(f"cannot read {path}: not an .npz file, or a damaged one") from error
         if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise Failure(f"cannot read {path}: not an .npz file but a single array (.npy); numpy.savez names arrays")
+            raise Failure(f"cannot read {path}: a single array (.npy), not an .npz file; save with numpy.savez")
         for name in archive.files:
             if name in new:
                 raise Failure(f"cannot write {path}: it has {name}; --force replaces it")
@@ -256,7 +261,7 @@ def _taken(path: Path, op: Operator, names: list[str], options: dict[str, Any]) 
     for name in names:
         if name not in NAMES:
             close = difflib.get_close_matches(name, known, n=1)
-            hint = f" (is it {close[0]}?)" if close else ""
+            hint = f" (did you mean {close[0]}?)" if close else ""
             raise Failure(f"{path}: unknown array {name!r}{hint}; {takes}")
     taken = {name: name for name in names if name in known}
     if not STATISTICS.keys() & taken.keys():  # both or none: those of two runs would not go together

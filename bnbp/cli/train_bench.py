@@ -65,8 +65,8 @@ def train_bench(
     threads: Annotated[
         str | None, typer.Option(metavar="N,...", help="Numbers of threads.", show_default="as bnbp info says")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, metavar="N", help="How often each candidate has its turn.")] = 10,
-    steps: Annotated[int, typer.Option(min=0, metavar="N", help="Over how many steps losses are compared.")] = 20,
+    rounds: Annotated[int, typer.Option(min=1, metavar="N", help="Number of turns of each candidate.")] = 10,
+    steps: Annotated[int, typer.Option(min=0, metavar="N", help="Number of steps to compare losses over.")] = 20,
     memory: Annotated[bool, typer.Option(help="Measure the peak memory of a step, on Linux.")] = True,
     sizes: Annotated[Sizes, typer.Option("--set", help="Networks as published, or tiny ones to try out.")] = Sizes.full,
     numbers: Annotated[Path | None, typer.Option("--json", metavar="PATH", help="Where to save the numbers.")] = None,
@@ -75,11 +75,11 @@ def train_bench(
 ) -> None:
     """Measure whole training steps in PyTorch: forward pass, loss, backward pass and SGD.
 
-    Each network is timed as it is, with torch.compile, and as bnbp.torch.convert returns it, in both memory formats and
-    in turns. No time counts before the gradients are right. Then the losses of some steps are compared, and the peak
-    memory of a step is measured in a process of its own.
+    Each network is timed as it is, with torch.compile, and as bnbp.torch.convert returns it. These take turns, in both
+    memory formats. A time counts only if the gradients are right. Then the losses of some steps are compared, and the
+    peak memory of a step is measured in a process of its own.
 
-    All the networks take about an hour, much of it for torch.compile, which needs a C++ compiler.
+    All networks together take about an hour. Much of it is torch.compile, which needs a C++ compiler.
     """
     file_format = plot_format(plot) if plot else ""
     counts = _thread_counts(threads) if threads else (int(bnbp.show_config("dicts")["threads"]["default"]),)
@@ -173,8 +173,9 @@ def _print_table(rows: list[Row], settings: Settings) -> None:
 
 
 LEGEND = (
-    "Times are minima, in the faster memory format; * marks channels last. PyTorch / converted is the time of the "
-    "faster of eager and compile over that of converted: of the minima and of the medians. memory is the peak of a "
-    "step of converted over that of eager, beyond what is there between steps. losses is how far those of converted "
-    "are from those of eager at the same step, at most; and how far those of eager with another number of threads are."
+    "Times are minima, in the faster memory format; * marks channels last. PyTorch / converted is the time of eager or "
+    "compile, whichever is faster, over the time of converted: of the minima, then of the medians. memory is the peak "
+    "memory of a converted step over the peak of an eager step, both beyond what is there between steps. losses is the "
+    "largest difference between the losses of converted and of eager at the same step. losses, threads is the same for "
+    "eager with another number of threads."
 )

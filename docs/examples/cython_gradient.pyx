@@ -7,7 +7,7 @@ from libcpp.vector cimport vector
 
 from bnbp.batch_norm cimport BatchNormTrainingBackprop, Shape, Tensor, import_kernels
 
-import_kernels()  # once in each module; an ImportError if it was compiled for another version of the table
+import_kernels()  # once in each module; an ImportError if this module was compiled for another version of the table
 
 
 cdef Tensor vector_of(const double[::1] values) noexcept nogil:
@@ -31,14 +31,14 @@ def gradient(
     cdef BatchNormTrainingBackprop op
     op.set_eps_value(epsilon)
     with nogil:
-        # Each input with the shape that it has: the operator checks that they go together.
+        # Give each input the shape of its own array: the operator checks that the shapes match.
         inputs.push_back(tensor_of(x))
         inputs.push_back(vector_of(gamma))
         inputs.push_back(Tensor())  # beta: not used
         inputs.push_back(vector_of(mean))
         inputs.push_back(vector_of(variance))
         inputs.push_back(tensor_of(dy))
-        # Pointers that are not to const make tensors that may be written to.
+        # A pointer to memory that is not const makes a tensor that may be written to.
         outputs.push_back(Tensor(&dx[0, 0, 0], inputs[0].shape))
         outputs.push_back(Tensor(&dgamma[0], inputs[1].shape))
         outputs.push_back(Tensor(&dbeta[0], inputs[1].shape))

@@ -8,7 +8,7 @@
 
 namespace {
 
-// The memory of an object with a buffer, such as a NumPy array. It cannot go away before the end of the scope.
+// The memory of an object with a buffer, such as a NumPy array. It stays in place until the end of the scope.
 struct Buffer {
     Py_buffer view{};
 
@@ -16,7 +16,7 @@ struct Buffer {
     Buffer(const Buffer&) = delete;
     ~Buffer() { PyBuffer_Release(&view); }
 
-    // A view of it, which the operator checks.
+    // A view of the memory. The operator checks it.
     bnbp::Tensor tensor() const {
         const std::string format = view.format;
         bnbp::Tensor tensor(format == "d"   ? bnbp::ElementType::f64
@@ -31,7 +31,7 @@ struct Buffer {
     }
 };
 
-// Lets other Python threads run until the end of the scope, also if that is left by an exception.
+// Lets other Python threads run until the end of the scope, also if an exception ends it.
 struct WithoutGil {
     PyThreadState* state = PyEval_SaveThread();
     ~WithoutGil() { PyEval_RestoreThread(state); }

@@ -8,7 +8,7 @@ import numpy as np
 from bnbp.kernels import ARGUMENTS, F64, OK, training_backprop
 
 
-# Types, numbers of axes and contiguity are checked by this signature: Numba calls the function with no other arrays.
+# This signature checks types, numbers of axes and contiguity: Numba refuses all other arrays.
 @numba.njit(
     "Tuple((f8[:,:,::1], f8[::1], f8[::1]))(f8[:,:,::1], f8[::1], f8[::1], f8[::1], f8[:,:,::1], f8)", nogil=True
 )
@@ -21,7 +21,7 @@ def gradient(x, gamma, mean, variance, dy, epsilon):
         raise ValueError("epsilon: expected a finite number >= 0")
     dx, dgamma, dbeta = np.empty_like(x), np.empty_like(gamma), np.empty_like(gamma)
 
-    structure = np.zeros(1, ARGUMENTS)  # zeros: what is not set is null
+    structure = np.zeros(1, ARGUMENTS)  # zeros, so that a member that is not set is null
     arguments = structure[0]
     arguments.type = arguments.parameter_type = F64
     if x.size:  # n and s are both 0 if there are no elements

@@ -18,7 +18,7 @@ def training(x, gamma, beta, epsilon):
 
 
 def training_gradient(wanted, results, arguments, options):
-    """What autograd asks for: a function from gradients of results to those of arguments."""
+    """What autograd asks for: a function that takes the gradients of the results to those of the arguments."""
     x, gamma, beta, epsilon = arguments
     _, mean, variance = results
     mask = [k in wanted for k in range(3)]
@@ -41,7 +41,7 @@ def batch_norm(x, gamma, beta, epsilon=1e-5):
 
 
 def formula(x, gamma, beta, epsilon=1e-5):
-    """The same for autograd to differentiate step by step."""
+    """The same as a formula, which autograd differentiates step by step."""
     mean = anp.mean(x, (0, 2, 3), keepdims=True)
     variance = anp.var(x, (0, 2, 3), keepdims=True)
     xhat = (x - mean) / anp.sqrt(variance + epsilon)
@@ -54,7 +54,7 @@ factors = rng.normal(size=(6, 3, 4, 4))
 
 
 def gradients(operator):
-    """Those of a loss in which the operator is one step of many."""
+    """The gradients of a loss in which the operator is one step of several."""
 
     def loss(x, gamma, beta):
         return anp.sum(factors * anp.tanh(operator(anp.sin(x), gamma, beta)))
@@ -65,4 +65,4 @@ def gradients(operator):
 pairs = zip(gradients(batch_norm), gradients(formula), strict=True)
 for name, (ours, theirs) in zip(("x", "gamma", "beta"), pairs, strict=True):
     np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
-    print(f"gradient of {name}: shape {ours.shape}, that of the formula")
+    print(f"gradient of {name}: shape {ours.shape}, agrees with the formula")

@@ -8,7 +8,7 @@ rng = np.random.default_rng(0)
 x = rng.normal(size=(32, 4, 6, 6))
 target = 1.5 * x + 0.5
 gamma, beta = np.ones(4), np.zeros(4)
-mean = np.array([0.3, -0.2, 0.0, 0.1])  # of an earlier training, and not this batch's own
+mean = np.array([0.3, -0.2, 0.0, 0.1])  # from an earlier training, not from this batch
 variance = np.array([1.8, 0.9, 1.2, 0.7])
 
 
@@ -18,12 +18,12 @@ def loss_of(x, gamma, beta):
     return 0.5 * np.mean((y - target) ** 2)
 
 
-# The gradient of the operator with constant statistics.
+# The gradient, with constant mean and variance.
 y = bnbp.batch_norm_inference(x, gamma, beta, mean, variance)
 dy = (y - target) / y.size
 dx, dgamma, dbeta = bnbp.batch_norm_inference_backprop(x, gamma, beta, mean, variance, dy)
 
-# It is what small steps measure. That of training is not.
+# Small steps measure the same slope. The gradient for training gives another one.
 wrong = bnbp.batch_norm_training_backprop(x, gamma, beta, mean, variance, dy).input_delta
 direction = rng.normal(size=x.shape)
 step = 1e-5 * direction

@@ -1,4 +1,4 @@
-"""Results in memory that is there already. ``python examples/howto/in_place.py``."""
+"""Results in arrays that exist, and in place. ``python examples/howto/in_place.py``."""
 
 import numpy as np
 
@@ -14,23 +14,23 @@ forward = bnbp.batch_norm_training(x, gamma, beta)
 again = bnbp.batch_norm_training(x, gamma, beta, out=forward)
 print("same array:", again.normalized is forward.normalized)
 
-# None stands for a fresh array: here the tensor is given, and mean and variance are not.
+# None stands for a new array: here the mean and variance are new, and the tensor is not.
 y = np.empty_like(x)
 normalized, mean, variance = bnbp.batch_norm_training(x, gamma, beta, out=(y, None, None))
 print("same array:", normalized is y)
 
-# In place: the gradient may overwrite the gradient that arrived.
+# In place: the result may overwrite the incoming gradient.
 given = x, gamma, beta, mean, variance, dy
 fresh = bnbp.batch_norm_training_backprop(*given)
 dx, dgamma, dbeta = bnbp.batch_norm_training_backprop(*given, out=(dy, None, None))
 print("in place:", dx is dy, "- same bits:", dx.tobytes() == fresh.input_delta.tobytes())
 
-# Views are taken as well: here every second row of a larger array.
+# Views work as well: here every second row of a larger array.
 rows = np.zeros((64, 64, 14, 14), np.float32)
 bnbp.batch_norm_inference(x, gamma, beta, mean, variance, out=rows[::2])
 print("other rows untouched:", not rows[1::2].any())
 
-# Memory that is only partly the same would be overwritten before it is read. That is refused.
+# An output that overlaps the input in part would overwrite elements before they are read. It is refused.
 buffer = np.zeros((33, 64, 14, 14), np.float32)
 try:
     bnbp.batch_norm_inference(buffer[1:], gamma, beta, mean, variance, out=buffer[:-1])

@@ -1,4 +1,4 @@
-"""Running averages: gathered while training, used afterwards. ``python examples/howto/running_averages.py``."""
+"""Running averages, gathered in training and used afterwards. ``python examples/howto/running_averages.py``."""
 
 import numpy as np
 
@@ -33,7 +33,7 @@ print("alone as in a batch", np.array_equal(alone, together[:1]))
 exact = batches.astype(np.float64)
 weights = momentum * (1 - momentum) ** np.arange(len(exact) - 1, -1, -1)
 np.testing.assert_allclose(running_mean, weights @ exact.mean(1), rtol=1e-4, atol=1e-6)
-left = (1 - momentum) ** len(exact)  # of the ones at the start
+left = (1 - momentum) ** len(exact)  # the weight that is left to the ones at the start
 np.testing.assert_allclose(running_variance, weights @ exact.var(1, ddof=1) + left, rtol=1e-4)
 np.testing.assert_allclose(whole.variance, exact.reshape(-1, 3).var(0), rtol=1e-12)
-print("as NumPy has it")
+print("agrees with NumPy")

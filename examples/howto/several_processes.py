@@ -15,25 +15,25 @@ GAMMA, BETA = np.linspace(0.5, 1.5, 8, dtype=np.float32), np.zeros(8, np.float32
 
 
 def load(folder, part):
-    """The samples of one process: of `x`, and of the gradient that arrives."""
+    """The samples of one process: of `x`, and of the incoming gradient."""
     return (np.load(Path(folder, name), mmap_mode="r")[part] for name in ("x.npy", "dy.npy"))
 
 
 def statistics_of(folder, part):
-    """First round: what a process sends is a few numbers for each channel."""
+    """First round: the statistics of a part, a few numbers for each channel."""
     x, _ = load(folder, part)
     return bnbp.exact.batch_norm_training_statistics(x, num_threads=1)
 
 
 def normalize(folder, part, mean, variance):
-    """Second round: normalise with the statistics of all, and sum up for the gradient."""
+    """Second round: normalise with the statistics of the whole batch, and sum for the gradient."""
     x, dy = load(folder, part)
     y = bnbp.batch_norm_inference(x, GAMMA, BETA, mean, variance, EPSILON, num_threads=1)
     return y, bnbp.exact.batch_norm_training_backprop_reduce(x, mean, dy, num_threads=1)
 
 
 def gradient(folder, part, mean, variance, sums, count):
-    """Third round: the gradient of a part, from the sums of all."""
+    """Third round: the gradient of a part, from the sums of the whole batch."""
     x, dy = load(folder, part)
     return bnbp.batch_norm_training_backprop_apply(
         x, GAMMA, BETA, mean, variance, dy, *sums, count, EPSILON, num_threads=1
@@ -47,7 +47,7 @@ def run(folder, samples, processes):
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
 
         def each(function, *arguments):
-            """Call it for each part, in the processes."""
+            """Call a function for each part, in the processes."""
             futures = [pool.submit(function, folder, part, *arguments) for part in parts]
             return [future.result() for future in futures]
 
@@ -81,8 +81,8 @@ def main():
     expected = GAMMA[:, None, None] * xhat, scale * (dy - means[1] - xhat * means[0]), dgamma, dbeta
     for ours, theirs in zip(results[0], expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
-    print("as NumPy has it for the whole batch")
+    print("agrees with NumPy on the whole batch")
 
 
-if __name__ == "__main__":  # which a process that is started anew must not run
+if __name__ == "__main__":  # not in the processes, which import this file
     main()
