@@ -166,8 +166,8 @@ async ([colours_only, serious]) => {
     }
     for (const rule of incomplete.filter((rule) => rule.id === "color-contrast")) {
       for (const node of rule.nodes) {
-        const { messageKey, contrastRatio, expectedContrastRatio } = node.any[0].data;
-        const is_short = messageKey === "shortTextContent";
+        const { messageKey, bgColor, contrastRatio, expectedContrastRatio } = node.any[0].data;
+        const is_short = messageKey === "shortTextContent" && bgColor; // without one, it has been scrolled away
         if (is_short && contrastRatio < parseFloat(expectedContrastRatio)) report(rule, node);
       }
     }

@@ -213,3 +213,8 @@ def test_long_names_break_at_their_joints() -> None:
     heading = f'<h2>Of {{}} and a_bC<a href="#{name}">#</a></h2><p>{name}</p>'
     broken = "batch_<wbr>norm_<wbr>training_<wbr>Backprop<wbr>Gradient"
     assert repaired(heading.format(name)) == heading.format(broken)
+
+
+def test_captions_of_the_navigation_are_headings_of_a_level() -> None:
+    navigation = module_of(DOCS / "_ext" / "access.py").navigation
+    assert navigation('<p role="heading">Start</p>') == '<p role="heading" aria-level="2">Start</p>'

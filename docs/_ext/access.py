@@ -4,7 +4,8 @@ Code, tables and formulas can be wider than a window. They take the focus, so th
 arguments of a long signature, one a line, are not a list of definitions, though Sphinx writes them as one. Nor are
 references a list of the kind that docutils says they are, which would have no links back.
 
-In headings and in the navigation, a long name that has no room is broken after an underscore or before a capital.
+The captions of the navigation say that they are headings, and get the level that this needs. In headings and in the
+navigation, a long name that has no room is broken after an underscore or before a capital.
 """
 
 import re
@@ -26,6 +27,10 @@ def breakable(html: str) -> str:
     return TEXT.sub(lambda text: LONG_NAME.sub(lambda name: JOINT.sub("<wbr>", name[0]), text[0]), html)
 
 
+def navigation(html: str) -> str:
+    return breakable(html.replace('role="heading"', 'role="heading" aria-level="2"'))
+
+
 def repaired(html: str) -> str:
     html = html.replace('<div role="list" class="citation-list">', '<div class="citation-list">')
     html = SCROLLING.sub(r'<\1 tabindex="0"', html)
@@ -34,7 +39,7 @@ def repaired(html: str) -> str:
 
 
 def add(app: Sphinx, page: str, template: str, context: dict[str, Any], document: nodes.document | None) -> None:
-    for part, repair in (("body", repaired), ("furo_navigation_tree", breakable), ("toc", breakable)):
+    for part, repair in (("body", repaired), ("furo_navigation_tree", navigation), ("toc", breakable)):
         if part in context:
             context[part] = repair(context[part])
 
