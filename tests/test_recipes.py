@@ -55,7 +55,11 @@ def test_the_extension_module_raises_the_errors(build):
     frozen.flags.writeable = False
     for kind, text, arguments in [
         (ValueError, "epsilon: expected a finite number >= 0, got -1", (x, c, c, c, x, -1, *out)),
-        (TypeError, "gamma: expected float64, the type of input, got format q", (x, c.astype("q"), c, c, x, 1, *out)),
+        (
+            TypeError,
+            "gamma: expected float64, the type of input, got format q; use .astype(np.float64)",
+            (x, c.astype("q"), c, c, x, 1, *out),
+        ),
         (
             ValueError,
             "mean: expected shape (2,) for the 2 channels of input (3, 2, 2), got (1,)",
