@@ -273,7 +273,7 @@ LEGEND_OF_ACTIVATION = (
 )
 
 LEGEND = (
-    "Times are medians. Each ratio stands twice: of the minima, then of the medians. The floor reads and writes each "
+    "Times are medians. Each ratio is given twice: of the minima, then of the medians. The floor reads and writes each "
     "tensor once, and + read reads the inputs once more; * marks the ratio that applies. (2.0x) is twice bnbp's time. "
     "bnbp and the floor write into results that exist, and all others make new ones."
 )
