@@ -12,6 +12,8 @@ from machines import FOLDER, build_of, cpu_of, load, machine_of, number, threads
 
 FILE = Path(__file__).parents[1] / "_static" / "headline.svg"
 
+# A bar that is longer than this many of bnbp's is cut. TensorFlow's channels first can be 24 times as long.
+LONGEST = 6
 BARS = {"bnbp": "bnbp", "torch": "PyTorch", "tensorflow": "TensorFlow", "jax": "JAX"}
 LAYOUTS = {"nchw": "Channels first, (N, C, H, W)", "nhwc": "Channels last, (N, H, W, C)"}
 WHAT = "Gradient of ResNet-50's 53 batch norms"
@@ -22,7 +24,7 @@ svg { --ink: #1c1c1c; --paper: #ffffff; --bnbp: #0b5cc4; --torch: #c92a2a; --ten
   svg { --ink: #e0e0e0; --paper: #131416; --bnbp: #6cabff; --torch: #ff7f76; --tensorflow: #ffab4a; --jax: #c3a2ff }
 }
 text { fill: var(--ink) } .strong { font-weight: 600 } .page { fill: var(--paper) }
-.dashed { fill: none; stroke: var(--ink); stroke-dasharray: 4 3 }
+.dashed { fill: none; stroke: var(--ink); stroke-dasharray: 4 3 } .cut { stroke: var(--paper); stroke-width: 3 }
 .bnbp { fill: var(--bnbp) } .torch { fill: var(--torch) }
 .tensorflow { fill: var(--tensorflow) } .jax { fill: var(--jax) }
 """
@@ -60,9 +62,10 @@ def newest() -> str:
 
 
 def draw(drawing: Drawing, content: dict[str, Any], layout: str, top: float) -> float:
-    """Draw the bars of a layout; return where they end. All layouts have one scale."""
+    """Draw the bars of a layout; return where they end. All layouts have one scale, and the same longest bar."""
     totals = {total["layout"]: total["seconds"] for total in gradients(content)}
     longest = max(each[name]["median"] for each in totals.values() for name in BARS)
+    longest = min(longest, LONGEST * max(each["bnbp"]["median"] for each in totals.values()))
     seconds = totals[layout]
     left, scale = 92.0, (WIDTH - 92 - 104) / longest
     drawing.text(0, top + 14, LAYOUTS[layout], "strong", 14)
@@ -70,9 +73,13 @@ def draw(drawing: Drawing, content: dict[str, Any], layout: str, top: float) -> 
     for name, label in BARS.items():
         time = seconds[name]["median"]
         drawing.text(left - 8, y + 15, label, "strong" if name == "bnbp" else "", 13.5, "end")
-        drawing.box(left, y, time * scale, 20, name, 2)
+        end = left + min(time, longest) * scale
+        drawing.box(left, y, end - left, 20, name, 2)
+        if time > longest:
+            for x in (end - 24, end - 17):
+                drawing.line((x - 3, y + 22), (x + 3, y - 2), kind="cut")
         ratio = "" if name == "bnbp" else f" ({number(time / seconds['bnbp']['median'])}\N{MULTIPLICATION SIGN})"
-        drawing.text(left + time * scale + 6, y + 15, f"{time * 1e3:.0f} ms{ratio}", size=13.5)
+        drawing.text(end + 6, y + 15, f"{time * 1e3:.0f} ms{ratio}", size=13.5)
         y += 27
     floor = left + seconds["bound"]["median"] * scale
     drawing.line((floor, top + 22), (floor, y + 4), kind="dashed")
