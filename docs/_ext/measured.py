@@ -177,7 +177,8 @@ class MeasuredSummary(SphinxDirective):
                 ratios = [ratio(content, peer, "bnbp", **where) for peer in LIBRARIES]
                 floor = ratio(content, "bnbp", "bound", **where)
                 cells = [number(each) if each else "" for each in (*ratios, floor)]
-                machine = f"{cpu_of(content)}, {threads_of(int(threads))}"
+                level = content["environment"]["bnbp"]["isa"]["used"]
+                machine = f"{cpu_of(content)} ({level}), {threads_of(int(threads))}"
                 table.append([SHORT_SETS[content["settings"]["sets"][0]], LAYOUTS[layout], machine, *cells])
         heads = ["tensors", "layout", "machine", *(f"{name} / bnbp" for name in LIBRARIES.values()), "bnbp / floor"]
         return [build(heads, table, "Times of the gradient in float32, as ratios.", words=3)]
