@@ -315,7 +315,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Look at the built pages in a browser, or take pictures of them.")
     parser.add_argument("site", type=Path, help="docs/_build/html")
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="take pictures and check nothing")
-    parser.add_argument("pages", nargs="*", default=PICTURES, help="of which pages (%(default)s)")
+    parser.add_argument("pages", nargs="*", default=PICTURES, help=f"of which pages; left out: {' '.join(PICTURES)}")
     options = parser.parse_intermixed_args(arguments)
     if options.pictures:
         take_pictures(options.site, options.pictures, [name.removesuffix(".html") for name in options.pages])

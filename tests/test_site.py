@@ -171,6 +171,15 @@ def test_search_and_copying_are_tried(built: Any) -> None:
     assert built.problems[-1].endswith("['(1 +'] is copied, not ['(1 +', '1)']")
 
 
+def test_help_names_the_pages_that_pictures_are_taken_of(
+    browse: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="^0$"):
+        browse.main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in browse.PICTURES)
+
+
 # ---------------------------------------------------------------- what our extensions write
 
 
