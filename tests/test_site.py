@@ -174,7 +174,7 @@ def test_search_and_copying_are_tried(built: Any) -> None:
 def test_help_names_the_pages_that_pictures_are_taken_of(
     browse: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         browse.main(["--help"])
     shown = capsys.readouterr().out
     assert all(name in shown for name in browse.PICTURES)
