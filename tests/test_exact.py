@@ -3,6 +3,8 @@
 import contextlib
 import math
 import pickle
+import subprocess
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -322,3 +324,50 @@ def test_lists_and_other_arrays_are_taken():
     lists = exact.batch_norm_training_backprop_reduce([[1.0], [2.0], [6.0]], [3.0], [[1.0], [0.0], [1.0]])
     assert [number[0] for number in lists.round()] == [2.0, 1.0]
     assert exact.batch_norm_training_statistics(memoryview(np.ones((2, 2)))).count == 2
+
+
+GUARDED = """
+import ctypes, mmap, sys
+import numpy as np
+from bnbp import exact
+from bnbp.engine import exact as engine
+
+libc, blank, page = ctypes.CDLL(None), engine.blank, mmap.PAGESIZE
+kept = []
+
+
+def guarded(*kind):
+    rows = blank(*kind)
+    inside = -(-rows.nbytes // page) * page
+    memory = mmap.mmap(-1, inside + 2 * page)
+    kept.append(memory)
+    begin = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for guard in (begin, begin + page + inside):
+        assert libc.mprotect(ctypes.c_void_p(guard), page, 0) == 0
+    start = page if sys.argv[1] == "before" else page + inside - rows.nbytes
+    return np.frombuffer(memory, np.int64, rows.size, start).reshape(rows.shape)
+
+
+engine.blank = guarded
+for dtype in (np.float32, np.float64):
+    limits = np.finfo(dtype)
+    least = limits.smallest_subnormal
+    for low, high in ((0, 0), (-1, 1), (0, 1), (-least, least), (0, limits.max / 8)):
+        x = np.empty((4, 3, 6), dtype)
+        x[..., ::2], x[..., 1::2] = low, high
+        mean = np.zeros(3, dtype)
+        statistics = exact.batch_norm_training_statistics(x).round()
+        assert statistics.mean.tolist() == [(float(low) + float(high)) / 2] * 3
+        sums = exact.batch_norm_training_backprop_reduce(x, mean, np.ones_like(x)).round()
+        assert sums.delta_sum.tolist() == [24] * 3
+        exact.batch_norm_training_backprop_reduce(x, mean, x)
+assert kept
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="mprotect")
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_digits_of_zero_and_of_the_smallest_and_largest_numbers_are_in_the_row(where):
+    """A zero once added nothing to digits that a row of float32 does not have: memory before the row."""
+    done = subprocess.run([sys.executable, "-c", GUARDED, where], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

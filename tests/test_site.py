@@ -1,6 +1,7 @@
 """The check of the built pages in a browser sees what it should; run by make site-check, beside that check itself."""
 
 import importlib.util
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
+import bnbp
 
 pytestmark = pytest.mark.site
 
@@ -222,6 +225,11 @@ def test_long_names_break_at_their_joints() -> None:
     heading = f'<h2>Of {{}} and a_bC<a href="#{name}">#</a></h2><p>{name}</p>'
     broken = "batch_<wbr>norm_<wbr>training_<wbr>Backprop<wbr>Gradient"
     assert repaired(heading.format(name)) == heading.format(broken)
+
+
+def test_the_site_has_the_version() -> None:
+    conf = runpy.run_path(str(DOCS / "conf.py"))
+    assert conf["release"] == conf["version"] == bnbp.__version__
 
 
 def test_captions_of_the_navigation_are_headings_of_a_level() -> None:

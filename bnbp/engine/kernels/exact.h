@@ -53,6 +53,8 @@ struct Parts {
     std::uint64_t digit[3];
     std::ptrdiff_t first;
     bool negative;
+    /// The digits of 0 would be the first ones of all, which a narrow row does not have.
+    bool is_zero() const { return !(digit[0] | digit[1] | digit[2]); }
 };
 
 /// Takes a number apart; false if it is infinite or none.
@@ -89,6 +91,9 @@ inline void add(std::int64_t* sum, std::int64_t* flags, int second, double numbe
         *flags |= static_cast<std::int64_t>(flag_of(number)) << second;
         return;
     }
+    if (parts.is_zero()) {
+        return;
+    }
     std::int64_t* const at = sum + parts.first;
     std::uint64_t carry = 0;
     for (int k = 0; k < 3; ++k) {
@@ -101,6 +106,9 @@ inline void add(std::int64_t* sum, std::int64_t* flags, int second, double numbe
 
 /// Adds the product of two numbers `times` times.
 inline void add_product(std::int64_t* squares, const Parts& a, const Parts& b, std::uint64_t times) {
+    if (a.is_zero() || b.is_zero()) {
+        return;
+    }
     std::uint64_t column[8] = {}, carry = 0, factor[4];
     for (int k = 0; k < 3; ++k) {
         carry += a.digit[k] * times;
