@@ -18,7 +18,6 @@ all parts must be in the same order in memory, because the order within a sample
 
 from __future__ import annotations
 
-import operator
 import struct
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
@@ -348,10 +347,10 @@ class _Options(NamedTuple):
         """The same options as Python's own objects, once they have been checked."""
         return _Options(
             float(self.epsilon),
-            operator.index(self.channel_axis),
+            boundary.integer_of("channel_axis", self.channel_axis),
             None if self.activation is None else "relu6" if str.__eq__(self.activation, "relu6") else "relu",
-            bool(operator.index(self.addend or False)),
-            None if self.num_threads is None else operator.index(self.num_threads),
+            self.addend is not None and boundary.integer_of("addend", self.addend, None, "a bool") != 0,
+            None if self.num_threads is None else boundary.integer_of("num_threads", self.num_threads),
         )
 
 

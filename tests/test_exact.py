@@ -320,6 +320,19 @@ def test_arguments_are_those_of_the_plain_operators(change, error, message):
             function(**arguments)
 
 
+def test_an_addend_is_asked_for_its_integer_as_by_the_plain_operators():
+    class Odd:
+        def __index__(self):
+            return 1
+
+        def __bool__(self):
+            return 1  # which Python refuses
+
+    x, mean = np.arange(12.0).reshape(4, 3), np.ones(3)
+    for function in (bnbp.batch_norm_training_backprop_reduce, exact.batch_norm_training_backprop_reduce):
+        function(x, mean, x, addend=Odd())
+
+
 def test_lists_and_other_arrays_are_taken():
     lists = exact.batch_norm_training_backprop_reduce([[1.0], [2.0], [6.0]], [3.0], [[1.0], [0.0], [1.0]])
     assert [number[0] for number in lists.round()] == [2.0, 1.0]
