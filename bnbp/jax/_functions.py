@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from functools import partial
 from typing import Any, Literal
@@ -287,14 +288,15 @@ def _options(
         raise error(f'activation: expected None, "relu" or "relu6", got {text_of(activation)}')
     if type(epsilon) is not float:
         try:
-            epsilon = float(epsilon)  # type: ignore[arg-type]
+            epsilon = math.ldexp(epsilon, 0)  # unlike float(), it takes no text
         except Exception as error:
             got = (
                 "a value that is not known when the function is traced"
                 if isinstance(epsilon, jax.core.Tracer)
                 else (text_of(epsilon))
             )
-            raise ValueError(f"epsilon: expected a finite number >= 0, got {got}") from error
+            kind = TypeError if type(error) is TypeError else ValueError
+            raise kind(f"epsilon: expected a finite number >= 0, got {got}") from error
     if type(channel_axis) is not int:
         channel_axis = integer_of("channel_axis", channel_axis)
     if type(addend) is not bool:

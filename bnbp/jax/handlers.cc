@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "bnbp/batch_norm.hpp"
+#include "bnbp/python.hpp"
 #include "ffi.h"
 #include "merge.h"
 
@@ -336,12 +337,8 @@ PyObject* check(PyObject*, PyObject* arguments) {
                             PyUnicode_FromString(name_of(call.output_type(k)).c_str()));
         }
         return types;
-    } catch (const TypeError& error) {
-        PyErr_SetString(PyExc_TypeError, error.what());
-    } catch (const std::invalid_argument& error) {
-        PyErr_SetString(PyExc_ValueError, error.what());
-    } catch (const std::bad_alloc&) {
-        PyErr_NoMemory();
+    } catch (...) {
+        set_python_error();
     }
     return nullptr;
 }
