@@ -288,7 +288,7 @@ def _options(
         raise error(f'activation: expected None, "relu" or "relu6", got {text_of(activation)}')
     if type(epsilon) is not float:
         try:
-            epsilon = math.ldexp(epsilon, 0)  # unlike float(), it takes no text
+            epsilon = math.ldexp(epsilon, 0)  # type: ignore[arg-type]  # unlike float(), it takes no text
         except Exception as error:
             got = (
                 "a value that is not known when the function is traced"
