@@ -114,17 +114,19 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
 
 def describe(config: dict[str, Any]) -> list[tuple[str, str]]:
     """The configuration in words: what each entry is called, and its value as people write it."""
-    sizes = ("caches l2", "pool limit", "pool held")
+    sizes = ("pool limit", "pool held")
     rows: list[tuple[str, str]] = []
     for key, value in config.items():
         for field, each in value.items() if isinstance(value, dict) else [("", value)]:
             name = f"{key} {field}".strip()
-            if name in sizes:
+            if key == "caches" or name in sizes:
                 text = _size(each)
             elif name == "openmp version":
                 text = _OPENMP.get(each, f"of {each}") if each else "none"
             elif isinstance(each, bool):
                 text = "yes" if each else "no"
+            elif isinstance(each, float):
+                text = f"{each:.2f}"
             else:
                 text = ", ".join(each) if isinstance(each, list) else str(each)
             rows.append((name, text))

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from fractions import Fraction
@@ -650,6 +651,8 @@ def test_the_command_prints_a_table_and_saves_numbers_and_a_plot(tmp_path, dtype
     assert (done.returncode, done.stderr) == (0, "")
     for text in ("cpu:", "isa", "openmp", "training_backprop, nhwc, 1 thread", "/ (floor + read)", "bnbp fresh"):
         assert text in done.stdout
+    assert re.search(r"^bnbp isa forced: (yes|no)$", done.stdout, re.MULTILINE)
+    assert re.search(r"^bnbp caches l2: .*(bytes|iB)$", done.stdout, re.MULTILINE)
     assert any(line.split()[0] == "16x32x14x14" for line in done.stdout.splitlines() if line.strip())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.json", "x.png"]
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")

@@ -82,6 +82,8 @@ def test_an_input_is_enough():
          [("pool limit", "1.5 GiB"), ("pool held", "0 bytes"), ("pool reused", "1024")]),
         ({"openmp": {"enabled": True, "version": 201511}}, [("openmp enabled", "yes"), ("openmp version", "4.5")]),
         ({"openmp": {"enabled": False, "version": None}}, [("openmp enabled", "no"), ("openmp version", "none")]),
+        ({"caches": {"L1": 32 << 10, "L3": 1 << 25}, "load": 0.59228515625},
+         [("caches L1", "32 KiB"), ("caches L3", "32 MiB"), ("load", "0.59")]),
         ({"openmp": {"version": 203512}}, [("openmp version", "of 203512")]),
         ({"version": "0.1.0", "isa": {"usable": ["a", "b"]}}, [("version", "0.1.0"), ("isa usable", "a, b")]),
     ],

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import bnbp
+from bnbp._config import describe
 
 from .benchmark import report
 from .benchmark.candidates import BNBP, FLOOR, FRESH, OWN, PLAIN
@@ -22,7 +23,7 @@ from .benchmark.plot import draw
 from .benchmark.points import LAYOUTS, SETS, fused_with, label, tensor_type, title
 from .files import check_output, plot_format, write_file
 from .operators import Activation, Operator
-from .terminal import Failure, console, flat, print_line
+from .terminal import Failure, console, print_line
 
 __all__ = ["bench"]
 
@@ -181,8 +182,11 @@ def _peers(chosen: list[Peer] | None, activation: Activation | None) -> tuple[st
 
 
 def _print_environment(environment: dict[str, Any]) -> None:
-    for name, value in flat({key: value for key, value in environment.items() if value not in (None, [], {})}):
-        print_line(f"{name}: {value}")
+    """Print the environment in words, what bnbp says of itself last."""
+    known = {key: value for key, value in environment.items() if value not in (None, [], {})}
+    of_bnbp = [(f"bnbp {name}", text) for name, text in describe(known.pop("bnbp"))]
+    for name, text in describe(known) + of_bnbp:
+        print_line(f"{name}: {text}")
 
 
 def _measure(measurement: Benchmark) -> list[Row]:

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-__all__ = ["Failure", "console", "flat", "or_fail_to", "print_line", "printable", "progress_bar"]
+__all__ = ["Failure", "console", "or_fail_to", "print_line", "printable", "progress_bar"]
 
 console = Console()
 
@@ -39,15 +38,3 @@ def progress_bar(visible: bool = True) -> Progress:
     """A progress bar, on a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, console=console, disable=not (visible and console.is_terminal))
-
-
-def flat(config: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested dictionaries as rows: the keys on the way to a value, and the value."""
-    rows: list[tuple[str, str]] = []
-    for key, value in config.items():
-        if isinstance(value, dict):
-            rows += flat(value, f"{prefix}{key} ")
-        else:
-            text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-            rows.append((prefix + key, text))
-    return rows

@@ -28,6 +28,7 @@ from libc.limits cimport INT_MAX
 from libc.stdint cimport int64_t
 from libcpp cimport bool as cbool
 
+from bnbp.batch_norm cimport Activation, ElementType, set_kernels, set_python_error
 from bnbp.kernels cimport BNBP_KERNELS_CAPSULE, bnbp_kernels
 
 
@@ -43,10 +44,6 @@ cdef extern from "Python.h":
     const int METH_FASTCALL
     object PyCFunction_New(PyMethodDef* method, object self)
     long long PyLong_AsLongLongAndOverflow(object value, int* overflow) except? -1
-
-
-cdef extern from "bnbp/python.hpp" namespace "bnbp":
-    void set_python_error()
 
 
 cdef extern from "boundary.h" nogil:
@@ -68,22 +65,6 @@ cdef extern from "boundary.h" nogil:
 
     cppclass Patience:
         void begin()
-
-
-cdef extern from "bnbp/batch_norm.hpp" namespace "bnbp" nogil:
-    enum class ElementType:
-        f16
-        bf16
-        f32
-        f64
-        other
-
-    enum class Activation:
-        none
-        relu
-        relu6
-
-    void set_kernels(bnbp_kernels* table) except +set_python_error
 
 
 cdef extern from "bnbp/detail/call.hpp" namespace "bnbp::detail" nogil:

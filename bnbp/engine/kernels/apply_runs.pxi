@@ -76,7 +76,7 @@ cdef inline void apply_line(const Tensors[real]& at, Py_ssize_t i, const float_l
         if streams:
             stream_line(at.to + i, line)
         else:
-            memcpy(at.to + i, line, 64)
+            put_line(at.to + i, line)
 
 
 cdef inline void take_everywhere(arith* k, const Channels* ch, Py_ssize_t q, int extras, arith tag) noexcept nogil:

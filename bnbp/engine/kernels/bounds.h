@@ -50,6 +50,22 @@ BNBP_INLINE void load_between(R* to, const R* from, const R* v, ptrdiff_t count,
                                  _mm512_cmp_ps_mask(vs.at, bounds.high.at, _CMP_GE_OQ);
         const __mmask16 there = (__mmask16)((1u << count) - 1);
         _mm256_storeu_si256((__m256i*)to, _mm256_maskz_loadu_epi16(there & ~beyond, from));
+#elif defined(__AVX2__)
+        __m256i beyond[2], bits;
+        for (int k = 0; k < 2; ++k) {
+            const auto v8 = k ? vs.high.at : vs.low.at, low = k ? bounds.low.high.at : bounds.low.low.at;
+            const auto high = k ? bounds.high.high.at : bounds.high.low.at;
+            beyond[k] = _mm256_castps_si256(
+                _mm256_or_ps(_mm256_cmp_ps(v8, low, _CMP_LE_OQ), _mm256_cmp_ps(v8, high, _CMP_GE_OQ)));
+        }
+        if (count == 16) {
+            bits = _mm256_loadu_si256((const __m256i*)from);
+        } else {
+            load_some(to, from, count);
+            bits = _mm256_loadu_si256((const __m256i*)to);
+        }
+        const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(beyond[0], beyond[1]), 0xd8);
+        _mm256_storeu_si256((__m256i*)to, _mm256_andnot_si256(words, bits));
 #else
         float x[16], low[16], high[16];
         uint16_t bits[16] = {};
@@ -63,6 +79,13 @@ BNBP_INLINE void load_between(R* to, const R* from, const R* v, ptrdiff_t count,
 #endif
     }
 }
+
+/* Whether a conversion of float32 leaves out what a comparison says, at no cost. */
+#if defined(__AVX512VL__)
+#define BNBP_CONVERTS_SOME 1
+#else
+#define BNBP_CONVERTS_SOME 0
+#endif
 
 /* The same as float64, for sums. */
 template <typename R> BNBP_INLINE void widen_between(lanes<R>& to, const R* from, const R* v, const Bounds<R>& bounds) {

@@ -245,6 +245,14 @@ BNBP_INLINE void load_eight(eight& p, const double* from, ptrdiff_t count) {
 #endif
 }
 template <typename T> BNBP_INLINE void load_quarter(quarter& p, const T* from, ptrdiff_t count) {
+#if defined(__AVX2__)
+    if constexpr (sizeof(T) == 4) {
+        if (count == 4) {
+            p.at = _mm256_cvtps_pd(_mm_loadu_ps((const float*)from));
+            return;
+        }
+    }
+#endif
 #if defined(__AVX512VL__)
     if constexpr (sizeof(T) == 4) {
         p.at = _mm256_cvtps_pd(_mm_maskz_loadu_ps((__mmask8)((1u << count) - 1), (const float*)from));
@@ -347,13 +355,17 @@ BNBP_INLINE void store_lanes(To* to, const pack<T, 16, W>& p, ptrdiff_t count, b
     }
     if (count < 16) {
         store_part(to, x, count);
-    } else if (!streams) {
-        memcpy((void*)to, x, sizeof x);
     } else if constexpr (sizeof(To) == 2) {
-        stream_half_line(to, x);
+        if (streams)
+            stream_half_line(to, x);
+        else
+            put_half_line(to, x);
     } else {
         for (int i = 0; i < 16; i += 64 / (int)sizeof(To))
-            stream_line(to + i, x + i);
+            if (streams)
+                stream_line(to + i, x + i);
+            else
+                put_line(to + i, x + i);
     }
 }
 

@@ -129,6 +129,23 @@ static inline void stream_line(void* to, const void* from) {
 #endif
 }
 
+/* The same into the caches. memcpy would move 16 bytes at a time, out of registers that were stored at once. */
+static inline void put_half_line(void* to, const void* from) {
+#if defined(__AVX__)
+    _mm256_storeu_si256((__m256i*)to, _mm256_loadu_si256((const __m256i*)from));
+#else
+    memcpy(to, from, 32);
+#endif
+}
+static inline void put_line(void* to, const void* from) {
+#if defined(__AVX512F__)
+    _mm512_storeu_si512(to, _mm512_loadu_si512(from));
+#else
+    put_half_line(to, from);
+    put_half_line((char*)to + 32, (const char*)from + 32);
+#endif
+}
+
 /* A line's bytes to any place: past the caches where that begins a line or, in four parts, a quarter of one. */
 static inline void stream_anywhere(void* to, const void* from) {
     if ((uintptr_t)to % 64 == 0) {

@@ -46,12 +46,12 @@ cdef inline void add_lanes(const real* x, const real* dy, const real* v, const l
     """
     cdef real[16] line
     cdef lanes[real] centered, delta
-    if real is double:  # all 16 at once would need more registers than there are
+    if real is double or (real is float and not (masked and CONVERTS_SOME)):
         if masked:
             load_between(line, dy, v, LANES, bounds[0])
             dy = line
-        add_eight(x, dy, 8, 0, shift, sums, statistics, unit)
-        add_eight(x, dy, 8, 1, shift, sums, statistics, unit)
+        # In parts: with all 16 at once, AVX2 has too few registers, and accumulators go through memory.
+        add_rest(x, dy, v, LANES, shift, bounds, sums, statistics, False, unit)
     else:
         load_lanes(centered, x)
         centered = centered + shift[0]
@@ -67,7 +67,7 @@ cdef inline void add_lanes(const real* x, const real* dy, const real* v, const l
 cdef inline void add_rest(const real* x, const real* dy, const real* v, Py_ssize_t count, const lanes[real]* shift,
                           const Bounds[real]* bounds, LaneSums[real]* sums, bint statistics, bint masked, double unit
                           ) noexcept nogil:
-    """Adds less than the lanes, a part at a time: 49 elements are three times the lanes and one."""
+    """Adds up to LANES elements, a part at a time: 49 elements are three times the lanes and one."""
     cdef real[16] line
     if real is double:
         if masked:
