@@ -346,7 +346,9 @@ def test_what_torch_compiles_is_right(tmp_path, dtype, addend):
     arguments = "--set small --rounds 1 --peer torch.compile --threads 1,2 --json x.json --activation relu6"
     arguments += f" --dtype {dtype}" + " --addend" * addend
     done = bnbp_bench(arguments, tmp_path, ("-c", SMALL_SET), 600, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "c"))
-    assert (done.returncode, done.stderr) == (0, "")
+    # PyTorch with CUDA says so where there is no GPU.
+    printed = [line for line in done.stderr.splitlines() if "No CUDA runtime is found" not in line]
+    assert (done.returncode, printed) == (0, [])
     rows = json.loads((tmp_path / "x.json").read_text())["rows"]
     assert len(rows) == 3 * 4 * 2
     for row in rows:

@@ -850,7 +850,7 @@ class Mine(nn.BatchNorm2d):
         return super().forward(input) * 2
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 def test_what_is_no_batch_norm_of_pytorch_stays_and_is_named(capsys):
     parametrised = nn.BatchNorm2d(3)
     nn.utils.parametrize.register_parametrization(parametrised, "weight", nn.Softplus())

@@ -576,6 +576,7 @@ def test_parameters_may_be_left_out(torch, ours, theirs, data, training, missing
     assert_equal(torch, got, expected, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # torch.func of PyTorch 2.14 calls it
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("training", [True, False])
 def test_hessians_and_jacobians_are_pytorchs(torch, ours, theirs, data, training, activation):
@@ -618,6 +619,7 @@ def test_third_derivatives_are_those_of_the_formula(torch, ours, data, training)
     assert_equal(torch, third(ours), third(formula), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # torch.func of PyTorch 2.14 calls it
 @pytest.mark.parametrize("training", [True, False])
 def test_forward_mode_derivatives_are_pytorchs(torch, ours, theirs, data, training):
     from torch.autograd import forward_ad
@@ -910,7 +912,7 @@ def test_a_compiled_graph_has_the_operators(torch, ours, data):
     torch._dynamo.reset()
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace")
 @pytest.mark.parametrize("training", [True, False])
 def test_a_trace_has_pytorchs_operator(torch, ours, data, training):
     """It is saved, run where bnbp is not, and exported; and it updates the running statistics."""

@@ -48,7 +48,7 @@ class Training:
             self.modules = tuple(convert(module) for module in self.modules)
         layout = torch.channels_last if way.format == CHANNELS_LAST else torch.contiguous_format
         for module in self.modules:
-            module.to(dtype).to(memory_format=layout)  # type: ignore[call-overload]
+            module.to(dtype).to(memory_format=layout)  # type: ignore[call-overload, unused-ignore]
         self.data = [
             tensor.to(dtype).contiguous(memory_format=layout if tensor.dim() == 4 else torch.contiguous_format)
             if tensor.is_floating_point()
