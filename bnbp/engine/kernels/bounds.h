@@ -80,16 +80,16 @@ BNBP_INLINE void load_between(R* to, const R* from, const R* v, ptrdiff_t count,
     }
 }
 
-/* Whether a conversion of float32 leaves out what a comparison says, at no cost. */
+/* Whether an instruction converts float32 to float64 and puts 0 in the place of what a comparison rules out. */
 #if defined(__AVX512VL__)
-#define BNBP_CONVERTS_SOME 1
+#define BNBP_MASKED_CONVERSION 1
 #else
-#define BNBP_CONVERTS_SOME 0
+#define BNBP_MASKED_CONVERSION 0
 #endif
 
 /* The same as float64, for sums. */
 template <typename R> BNBP_INLINE void widen_between(lanes<R>& to, const R* from, const R* v, const Bounds<R>& bounds) {
-#if defined(__AVX512VL__)
+#if BNBP_MASKED_CONVERSION
     /* The conversion leaves out what the comparison of eight says: no register is cut up. */
     if constexpr (sizeof(R) == 4) {
         quarter* const parts[] = {&to.low.low, &to.low.high, &to.high.low, &to.high.high};

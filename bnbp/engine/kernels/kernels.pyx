@@ -213,7 +213,7 @@ cdef extern from "bounds.h" nogil:
     lanes[double] between(const lanes[double]& p, const lanes[double]& v, const lanes[double]& low,
                           const lanes[double]& high)
     void load_between[R](R* to, const R* source, const R* v, Py_ssize_t count, const Bounds[R]& bounds)
-    const bint CONVERTS_SOME "BNBP_CONVERTS_SOME"
+    const bint MASKED_CONVERSION "BNBP_MASKED_CONVERSION"
     void widen_between[R](lanes[R]& to, const R* source, const R* v, const Bounds[R]& bounds)
     void quarter_between[R](quarter& to, const R* source, const R* v, Py_ssize_t count, int k, const Bounds[R]& bounds)
     void fill_bounds[R](Bounds[R]& bounds, double low, double high)

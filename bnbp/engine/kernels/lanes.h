@@ -251,17 +251,12 @@ template <typename T> BNBP_INLINE void load_quarter(quarter& p, const T* from, p
             p.at = _mm256_cvtps_pd(_mm_loadu_ps((const float*)from));
             return;
         }
-    }
-#endif
 #if defined(__AVX512VL__)
-    if constexpr (sizeof(T) == 4) {
         p.at = _mm256_cvtps_pd(_mm_maskz_loadu_ps((__mmask8)((1u << count) - 1), (const float*)from));
-        return;
-    }
-#elif defined(__AVX2__)
-    if constexpr (sizeof(T) == 4) {
+#else
         const __m128i some = _mm_cmpgt_epi32(_mm_set1_epi32((int)count), _mm_setr_epi32(0, 1, 2, 3));
         p.at = _mm256_cvtps_pd(_mm_maskload_ps((const float*)from, some));
+#endif
         return;
     }
 #endif

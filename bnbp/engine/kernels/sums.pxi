@@ -46,11 +46,11 @@ cdef inline void add_lanes(const real* x, const real* dy, const real* v, const l
     """
     cdef real[16] line
     cdef lanes[real] centered, delta
-    if real is double or (real is float and not (masked and CONVERTS_SOME)):
+    if real is double or (real is float and not (masked and MASKED_CONVERSION)):
         if masked:
             load_between(line, dy, v, LANES, bounds[0])
             dy = line
-        # In parts: with all 16 at once, AVX2 has too few registers, and accumulators go through memory.
+        # A part at a time: AVX2 has too few registers for all 16 at once. Accumulators would go through memory.
         add_rest(x, dy, v, LANES, shift, bounds, sums, statistics, False, unit)
     else:
         load_lanes(centered, x)
